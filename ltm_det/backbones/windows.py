@@ -1,0 +1,102 @@
+"""Window layout: a feature map cut into square windows, and the geometry that goes with it.
+
+Shapes: B images, H x W grid of tokens, R x S grid of windows, W = R * S windows, M window side,
+N = M * M tokens in a window, C channels. Window layout is (B, W, N, C).
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltm_det.merging import NO_MERGING, Merging
+
+# What the dense Swin adds to the logits between tokens that only the cyclic shift made neighbours.
+SHIFT_MASK = -100.0
+
+
+class WindowGrid(NamedTuple):
+    """R x S windows of M x M tokens over an H x W map, padded at the bottom and the right."""
+
+    height: int
+    width: int
+    window: int
+
+    @property
+    def rows(self) -> int:
+        return -(-self.height // self.window)
+
+    @property
+    def columns(self) -> int:
+        return -(-self.width // self.window)
+
+    def merged(self, side: int) -> "WindowGrid":
+        """The grid of the same windows with ``side`` x ``side`` tokens each; nothing is padding."""
+        return WindowGrid(self.rows * side, self.columns * side, side)
+
+    def partition(self, x: Tensor) -> Tensor:
+        """(B, H * W, C) to window layout; padded tokens are zero."""
+        height, width, m = self.rows * self.window, self.columns * self.window, self.window
+        x = x.unflatten(1, (self.height, self.width))
+        x = F.pad(x, (0, 0, 0, width - self.width, 0, height - self.height))
+        x = x.unflatten(2, (self.columns, m)).unflatten(1, (self.rows, m))  # (B, R, M, S, M, C)
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def reverse(self, x: Tensor) -> Tensor:
+        """Window layout to (B, H * W, C); padded tokens are cut off."""
+        x = self._to_map(x)
+        return x[:, : self.height, : self.width].flatten(1, 2)
+
+    def roll(self, x: Tensor, shift: int) -> Tensor:
+        """Rolls the padded map by ``shift`` tokens along both axes, in window layout."""
+        if shift == 0:
+            return x
+        x = self._to_map(x).roll((shift, shift), (1, 2))
+        full = WindowGrid(x.shape[1], x.shape[2], self.window)
+        return full.partition(x.flatten(1, 2))
+
+    def no_merging(self) -> Merging:
+        """Keeps all real tokens and drops padded ones: what a dense block's MLP works on."""
+        if self.height % self.window == 0 and self.width % self.window == 0:
+            return NO_MERGING
+        return Merging(self.reverse, self.partition)
+
+    def valid(self, device: torch.device) -> Tensor | None:
+        """(W, N), False for padded tokens; None where no token is padded."""
+        if self.height % self.window == 0 and self.width % self.window == 0:
+            return None
+        return _valid(self, device)
+
+    def shift_mask(self, shift: int, device: torch.device) -> Tensor:
+        """(W, N, N), what attention in windows rolled by -shift adds to its logits."""
+        return _shift_mask(self, shift, device)
+
+    def _to_map(self, x: Tensor) -> Tensor:
+        x = x.unflatten(2, (self.window, self.window)).unflatten(1, (self.rows, self.columns))
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, R * M, S * M, C)
+
+
+# Masks depend on the size of the input alone, and are cached by it. They are made outside of
+# inference mode, since a tensor made inside could not take part in training later.
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _valid(grid: WindowGrid, device: torch.device) -> Tensor:
+    ones = torch.ones(1, grid.height * grid.width, 1, device=device)
+    return grid.partition(ones)[0, :, :, 0] > 0
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _shift_mask(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
+    full = WindowGrid(grid.rows * grid.window, grid.columns * grid.window, grid.window)
+
+    def regions(length: int) -> Tensor:  # what was apart before the roll has different numbers
+        position = torch.arange(length, device=device)
+        return (position >= length - grid.window).int() + (position >= length - shift).int()
+
+    region = 3 * regions(full.height)[:, None] + regions(full.width)  # (H, W)
+    region = full.partition(region.reshape(1, -1, 1))[0, :, :, 0]  # (W, N)
+    apart = region[:, :, None] != region[:, None, :]
+    return torch.zeros(apart.shape, device=device).masked_fill(apart, SHIFT_MASK)

@@ -1,0 +1,100 @@
+"""The interface every merger follows.
+
+Shapes: ``*`` any leading dimensions (B images, W windows), N tokens in a window, P kept tokens,
+C channels.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Merging(NamedTuple):
+    """What a merger decided for one input: how to go from N tokens to P, and back.
+
+    Attributes:
+        merge: Maps (*, N, C) to (*, P, C).
+        unmerge: Maps (*, P, C) to (*, N, C).
+        key_bias: (*, P), what attention among the merged tokens adds to the logits of each key, or
+            None for nothing. A token that no real token feeds has a bias that shuts it out.
+    """
+
+    merge: Callable[[Tensor], Tensor]
+    unmerge: Callable[[Tensor], Tensor]
+    key_bias: Tensor | None = None
+
+
+NO_MERGING = Merging(merge=lambda x: x, unmerge=lambda y: y)
+
+
+class Merger(nn.Module):
+    """Decides from a window's features how its N tokens become P.
+
+    Args:
+        dim: C, channels of a token.
+        window: Side of the square window; N = window * window.
+        tokens: P, from 1 to N.
+        chained: Whether ``state`` comes from an earlier merger of the same stage and P. A merger
+            that starts a chain owns whatever the chain starts from.
+    """
+
+    def __init__(self, dim: int, window: int, tokens: int, chained: bool = False) -> None:
+        super().__init__()
+        if not 1 <= tokens <= window * window:
+            raise ValueError(
+                f"a window of {window}x{window} tokens cannot be merged into {tokens}: "
+                f"keep between 1 and {window * window}"
+            )
+        self.dim = dim
+        self.window = window
+        self.tokens = tokens
+        self.chained = chained
+
+    def forward(
+        self, x: Tensor, state: Any = None, valid: Tensor | None = None
+    ) -> tuple[Merging, Any]:
+        """Decides how to merge ``x``.
+
+        Args:
+            x: (*, N, C), a window's tokens in row-major order.
+            state: What the previous merger of the chain returned, None at its start.
+            valid: Boolean, broadcastable to (*, N): False for padded tokens. Every window holds at
+                least one real token. None: all are real.
+
+        Returns:
+            The merging, and the state to hand to the next merger of the chain.
+        """
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        n = self.window**2
+        return f"dim={self.dim}, tokens={self.tokens}/{n} ({self.tokens / n:.3f} kept)"
+
+
+def matrix_merging(
+    weights: Tensor, restore: Tensor, dtype: torch.dtype, shut_empty: bool
+) -> Merging:
+    """Merging by matrix products, given non-negative matrices over tokens and kept tokens.
+
+    Args:
+        weights: (*, N, P), share of each token in each merged one; rows of padded tokens are zero.
+            Columns are normalised here, so that merging is a weighted mean.
+        restore: (*, N, P), rows sum to one, so that restoring is a convex mix.
+        dtype: Of the features that will be merged.
+        shut_empty: Whether some column may be all zero. Such a token is shut out of attention.
+    """
+    size = weights.sum(-2)  # (*, P)
+    weights = (weights / torch.where(size > 0, size, 1).unsqueeze(-2)).to(dtype)
+    restore = restore.to(dtype)
+    key_bias = None
+    if shut_empty:
+        # finite, so that a window in which every key is shut out still has no NaN
+        shut = torch.finfo(dtype).min / 2
+        key_bias = torch.zeros_like(size, dtype=dtype).masked_fill(size <= 0, shut)
+    return Merging(
+        merge=lambda x: weights.transpose(-1, -2) @ x,
+        unmerge=lambda y: restore @ y,
+        key_bias=key_bias,
+    )

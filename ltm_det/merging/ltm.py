@@ -1,0 +1,109 @@
+"""LTM's mask module (Learnable Token Merging, arXiv 2407.15219).
+
+Shapes: ``*`` any leading dimensions (B images, W windows), N tokens in a window, P kept tokens,
+C channels. ``valid`` is False for padded tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltm_det.merging.base import Merger, Merging, matrix_merging
+from ltm_det.merging.pooling import alive_cells, pooling_matrix
+
+# Added to every share before the start's logarithm, so that each merged token can learn to draw on
+# every token of its window.
+SHARE_FLOOR = 1e-4
+
+
+def soft_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    """G = softmax over P: every token has a share in every merged one."""
+    soft = logits.softmax(-1)
+    return soft, soft
+
+
+def hard_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    """One-hot rows: straight-through Gumbel-Softmax in training, argmax without noise otherwise."""
+    if training:
+        hard = F.gumbel_softmax(logits, hard=True)
+    else:
+        hard = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+    return hard, hard
+
+
+def hard_soft_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    """Hard times soft: a merged token is the mean of the tokens that chose it, weighted by how sure
+    they are; restoring copies it back, since a one-hot row that sums to one is the hard row."""
+    hard, _ = hard_mask(logits, training)
+    return hard * logits.softmax(-1), hard
+
+
+MASKS = {"soft": soft_mask, "hard": hard_mask, "hard_soft": hard_soft_mask}
+
+
+class LTM(Merger):
+    """One step of gradient descent on the information-bottleneck bound, learned.
+
+    For X~ = G^T Z the bound's gradient is dIBB/dG = Z (dIBB/dX~)^T. The mask's logits therefore
+    move by S = S_prev - norm(Z) U, with a learnable U (C, P) in the place of step size times
+    (dIBB/dX~)^T, and G = mask(S / temperature). The chain starts at a learnable table S_0 (N, P)
+    that makes G the window's area pooling, and U starts at zero: at initialisation merging is
+    pooling, up to a share of :data:`SHARE_FLOOR` per cell.
+
+    Args:
+        dim: C, channels of a token.
+        window: Side of the square window; N = window * window.
+        tokens: P, from 1 to N.
+        chained: Whether S_prev comes from an earlier mask module; then this one has no S_0.
+        mask: 'soft', 'hard' or 'hard_soft'.
+        temperature: Above 0. Rows of G are (samples of) softmax(S / temperature).
+    """
+
+    area: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        window: int,
+        tokens: int,
+        chained: bool = False,
+        mask: str = "soft",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(dim, window, tokens, chained)
+        if mask not in MASKS:
+            raise ValueError(f"unknown mask {mask!r}: choose one of {sorted(MASKS)}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.mask = mask
+        self.temperature = temperature
+        area = pooling_matrix(window, tokens)
+        dtype = torch.get_default_dtype()
+        self.register_buffer("area", area.to(dtype), persistent=False)
+        self.step = nn.Parameter(torch.zeros(dim, tokens))  # U
+        self.initial_logits = None  # S_0
+        if not chained:
+            start = temperature * (area + SHARE_FLOOR).log()
+            self.initial_logits = nn.Parameter(start.to(dtype))
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, valid: Tensor | None = None
+    ) -> tuple[Merging, Tensor]:
+        """See :meth:`Merger.forward`; ``state`` is S, the logits (*, N, P) before masking."""
+        previous = state if self.chained else self.initial_logits
+        logits = previous - F.layer_norm(x, (self.dim,)) @ self.step
+        # at least float32, also under AMP: the columns' sums run over small shares
+        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        if valid is not None:  # a cell of padding alone is nobody's choice
+            dead = ~alive_cells(self.area, valid)
+            scaled = scaled.masked_fill(dead.unsqueeze(-2), float("-inf"))
+        weights, restore = MASKS[self.mask](scaled, self.training)
+        if valid is not None:
+            weights = weights * valid.unsqueeze(-1)
+        # with a soft mask every living cell draws on all real tokens, so that none is empty
+        shut_empty = valid is not None or self.mask != "soft"
+        return matrix_merging(weights, restore, x.dtype, shut_empty), logits
+
+    def extra_repr(self) -> str:
+        chain = ", chained" if self.chained else ""
+        return f"{super().extra_repr()}, mask={self.mask}, temperature={self.temperature}{chain}"
