@@ -1,0 +1,141 @@
+"""The attention and the block of LTMSwin, made of mmdet's modules under mmdet's names.
+
+Shapes: B images, W windows, N tokens in a window, C channels, nH heads, M side of the dense window,
+k side of the window attended in.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint as cp
+from mmdet.models.backbones.swin import ShiftWindowMSA, SwinBlock, WindowMSA
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from ltm_det.backbones.swin_weights import relative_position_index
+from ltm_det.backbones.windows import WindowGrid
+from ltm_det.merging import Merger
+
+
+class WindowAttention(BaseModule):
+    """mmdet's window attention, on windows of side k <= M with the position table of side M.
+
+    The table stays at the dense size whatever k is, so that any checkpoint fits any ratio; the
+    bias of a pair of merged tokens is read off it, bilinearly, at their true distance.
+    """
+
+    def __init__(self, msa: WindowMSA, window: int) -> None:
+        super().__init__()
+        self.num_heads = msa.num_heads
+        self.scale = msa.scale
+        self.relative_position_bias_table = msa.relative_position_bias_table
+        self.qkv, self.proj = msa.qkv, msa.proj
+        self.attn_drop, self.proj_drop = msa.attn_drop, msa.proj_drop
+        read = relative_position_readout(msa.window_size[0], window)
+        self.register_buffer("table_readout", read, persistent=False)
+        self.register_buffer(
+            "relative_position_index", relative_position_index(window), persistent=False
+        )
+
+    def position_bias(self) -> Tensor:
+        """(nH, N, N) for the side k of the windows it attends in."""
+        table = self.relative_position_bias_table
+        if self.table_readout is not None:
+            table = self.table_readout.to(table.dtype) @ table
+        return table[self.relative_position_index].permute(2, 0, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attends within windows: (B, W, N, C) to the same; mask broadcasts to (B, W, 1, N, N)."""
+        b, w, n, c = x.shape
+        bias = self.position_bias().to(x.dtype)[None]
+        if mask is not None:
+            bias = (bias + mask.to(x.dtype)).expand(b, w, -1, -1, -1).flatten(0, 1)
+        qkv = self.qkv(x).reshape(b * w, n, 3, self.num_heads, c // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B * W, nH, N, C / nH)
+        dropout = self.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=self.scale)
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, w, n, c)))
+
+
+class ShiftedWindowAttention(BaseModule):
+    """Window attention on the map rolled by ``shift``, drop path included."""
+
+    def __init__(self, attn: ShiftWindowMSA, window: int) -> None:
+        super().__init__()
+        self.shift = window // 2 if attn.shift_size else 0
+        self.w_msa = WindowAttention(attn.w_msa, window)
+        self.drop = attn.drop
+
+    def forward(self, x: Tensor, grid: WindowGrid, key_bias: Tensor | None = None) -> Tensor:
+        """(B, W, N, C) to the same; key_bias is (W, N) or (B, W, N)."""
+        mask = None
+        if self.shift:
+            x = grid.roll(x, -self.shift)
+            mask = grid.shift_mask(self.shift, x.device)[:, None]  # (W, 1, N, N)
+        if key_bias is not None:
+            key_bias = key_bias.expand(x.shape[:-1]).unsqueeze(-1)
+            key_bias = grid.roll(key_bias, -self.shift).squeeze(-1)[:, :, None, None]
+            mask = key_bias if mask is None else mask + key_bias
+        x = grid.roll(self.w_msa(x, mask), self.shift)
+        return self.drop(x)
+
+
+class LTMSwinBlock(BaseModule):
+    """A Swin block that may share its MLP's update among merged tokens (the paper's Figure 1).
+
+    Args:
+        block: mmdet's block; its modules and their names are taken over.
+        window: Side of the windows it attends in.
+        merger: What merges tokens before the MLP and restores them after it, None for nothing.
+    """
+
+    def __init__(self, block: SwinBlock, window: int, merger: Merger | None) -> None:
+        super().__init__()
+        self.norm1 = block.norm1
+        self.attn = ShiftedWindowAttention(block.attn, window)
+        self.norm2 = block.norm2
+        self.ffn = block.ffn
+        self.ffn.add_identity = False
+        self.merger = merger
+        self.with_cp = block.with_cp
+
+    def forward(
+        self,
+        x: Tensor,
+        grid: WindowGrid,
+        state: Any = None,
+        key_bias: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """(B, W, N, C) and the merger chain's state to the same."""
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(self._forward, x, grid, state, key_bias, use_reentrant=False)
+        return self._forward(x, grid, state, key_bias)
+
+    def _forward(
+        self, x: Tensor, grid: WindowGrid, state: Any, key_bias: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        valid = grid.valid(x.device)
+        x = x + self.attn(zero_padding(self.norm1(x), valid), grid, key_bias)
+        merging = grid.no_merging()
+        if self.merger is not None:
+            merging, state = self.merger(x, state, valid)
+        return x + merging.unmerge(self.ffn(self.norm2(merging.merge(x)))), state
+
+
+def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Zeroes padded tokens, which is what the dense Swin lets attention see of them."""
+    return x if valid is None else x.masked_fill(~valid[..., None], 0)
+
+
+def relative_position_readout(window: int, side: int) -> Tensor | None:
+    """((2k-1)^2, (2M-1)^2), which reads the table of windows of side k off that of side M.
+
+    Cells of the merged window lie M / k tokens apart: the bias at displacement j cells is the
+    dense table's at j * M / k tokens, linearly interpolated along each axis. None where k = M.
+    """
+    if side == window:
+        return None
+    at = torch.arange(1 - side, side) * window / side + window - 1  # in rows of the dense table
+    axis = (1 - (at[:, None] - torch.arange(2 * window - 1)).abs()).clamp(min=0)
+    return torch.kron(axis, axis)
