@@ -1,0 +1,38 @@
+# From a machine with only Python: `make demo` (train, evaluate, draw) or `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+DEMO_CONFIG := configs/demo_ltm_swin_maskrcnn.py
+DEMO_DATA := data/demo
+DEMO_DIR := work_dirs/demo
+
+.DELETE_ON_ERROR:
+.PHONY: install demo test lint
+
+install: $(STAMP)
+
+# The opencv-python that mmengine asks for needs libGL; a machine without it gets the headless
+# build of the same module.
+$(STAMP): setup.py
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --prefer-binary -e '.[lite,dev]'
+	$(PY) -c 'import cv2' 2>/dev/null || { \
+		$(PY) -m pip uninstall -y opencv-python && $(PY) -m pip install opencv-python-headless; }
+	touch $@
+
+demo: install
+	$(PY) tools/make_demo_data.py --out $(DEMO_DATA)
+	$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
+	$(PY) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
+		--work-dir $(DEMO_DIR)
+	$(PY) tools/analysis/draw_predictions.py $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
+		--out $(DEMO_DIR)/predictions.png
+
+test: install
+	$(PY) -m pytest
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .

@@ -1,0 +1,18 @@
+"""Learnable token merging backbones for MMDetection.
+
+Where mmdet is installed, importing this package registers everything in it, so that
+``custom_imports = dict(imports=['ltm_det'])`` in a config is enough. Without mmdet,
+``ltm_det.merging`` is still there: it needs torch alone.
+"""
+
+from importlib.util import find_spec
+
+__version__ = "0.1.0"
+
+if find_spec("mmdet") is not None:
+    from ltm_det import compat
+
+    compat.apply()  # before anything of mmdet: its models need `mmcv._ext`
+
+    # For their side effect: they register with mmdet.
+    from ltm_det import backbones, engine  # noqa: F401

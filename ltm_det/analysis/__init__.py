@@ -1,0 +1,1 @@
+"""What the tools in tools/analysis measure and draw, as importable functions."""

@@ -1,0 +1,234 @@
+"""What the command lines check before the heavy work, each failure with the remedy in its message.
+
+The checks look at files only. Whether a URL answers is left to the download itself, and
+:func:`network_errors_named` translates its error.
+"""
+
+import argparse
+import os
+import os.path as osp
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.utils import is_abs
+
+COCO_REMEDY = """\
+Put COCO 2017 where the config looks for it,
+    data/coco/annotations/instances_train2017.json   data/coco/train2017/
+    data/coco/annotations/instances_val2017.json     data/coco/val2017/
+or link data/coco to where it is: ln -s /path/to/coco data/coco
+Without COCO, run the demo, which makes its own data: make demo"""
+DEMO_REMEDY = """\
+Make the demo data: python tools/make_demo_data.py --out {root}
+or data, training and evaluation in one: make demo"""
+OTHER_REMEDY = """\
+Put the data there, or name another place with
+    --cfg-options {loader}.dataset.data_root=DIR
+To try things out without data of your own, run the demo: make demo"""
+PRETRAINED_REMEDY = """\
+Put the file where the config looks for it, name another one with
+    --cfg-options model.backbone.init_cfg.checkpoint=FILE
+or switch pretraining off with
+    --cfg-options model.backbone.init_cfg=None"""
+LOCAL_RANK = dict(
+    none="LOCAL_RANK",
+    pytorch="LOCAL_RANK",
+    slurm="SLURM_LOCALID",
+    mpi="OMPI_COMM_WORLD_LOCAL_RANK",
+)
+
+
+class PreflightError(Exception):
+    """Something a run needs is not there. The message names it and the remedy."""
+
+
+def is_local_main(launcher: str) -> bool:
+    """Whether this process is the one of its machine that checks and reports."""
+    return int(os.environ.get(LOCAL_RANK[launcher], 0)) == 0
+
+
+def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """The config of a file, overridden by ``--cfg-options``.
+
+    Raises:
+        PreflightError: The config file, or one it inherits from, is missing.
+    """
+    if not osp.isfile(path):
+        raise PreflightError(
+            f"no config file at {path}\nThe configs of this repository are in configs/"
+        )
+    try:
+        cfg = Config.fromfile(path)
+    except FileNotFoundError as error:
+        raise PreflightError(f"{path} inherits from a missing file: {error}") from error
+    cfg.merge_from_dict(options or {})
+    return cfg
+
+
+def load_run_config(args: argparse.Namespace) -> Config:
+    """The config of a run: :func:`load_config`, with ``--launcher`` and ``--work-dir``.
+
+    Without ``--work-dir`` the config's own is kept, else it is ``work_dirs/<config's name>``.
+    """
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    name = osp.splitext(osp.basename(args.config))[0]
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", name)
+    return cfg
+
+
+def check_data(cfg: Config, *splits: str) -> None:
+    """Checks that the annotations and image folders of these splits are on disk.
+
+    Args:
+        splits: Of 'train', 'val', 'test'. One that the config has switched off is passed over.
+
+    Raises:
+        PreflightError: A file or folder is missing.
+    """
+    for split in splits:
+        loader = f"{split}_dataloader"
+        if cfg.get(f"{split}_cfg") is None or cfg.get(loader) is None:
+            continue
+        for dataset in leaf_datasets(cfg[loader].dataset):
+            for path in dataset_paths(dataset):
+                if not osp.exists(path):
+                    raise missing_data(path, loader, dataset.get("data_root") or "")
+        evaluators = cfg.get(f"{split}_evaluator") or []
+        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+            path = evaluator.get("ann_file")
+            if path and "://" not in path and not osp.exists(path):
+                raise PreflightError(
+                    f"the annotations of {split}_evaluator are not there: {path}\n"
+                    f"Name another place with --cfg-options {split}_evaluator.ann_file=FILE"
+                )
+
+
+def leaf_datasets(dataset: dict) -> Iterator[dict]:
+    """The configs of the datasets on disk inside any nesting of dataset wrappers."""
+    inner = dataset.get("datasets") or ([dataset["dataset"]] if "dataset" in dataset else None)
+    if inner is None:
+        yield dataset
+    else:
+        for part in inner:
+            yield from leaf_datasets(part)
+
+
+def dataset_paths(dataset: dict) -> Iterator[str]:
+    """The annotation file and the data folders of a dataset's config; remote ones left out."""
+    root = dataset.get("data_root") or ""
+    prefix = dataset.get("data_prefix") or {}
+    for path in [dataset.get("ann_file"), *prefix.values()]:
+        path = path if path is None or is_abs(path) else osp.join(root, path)
+        if path and "://" not in path and ":s3" not in path:
+            yield path
+
+
+def missing_data(path: str, loader: str, root: str) -> PreflightError:
+    remedy = OTHER_REMEDY
+    if "coco" in path.lower():
+        remedy = COCO_REMEDY
+    elif "demo" in path.lower():
+        remedy = DEMO_REMEDY
+    return PreflightError(
+        f"the data of {loader} is not there: {path}\n{remedy.format(root=root, loader=loader)}"
+    )
+
+
+def check_weights(cfg: Config) -> None:
+    """Checks that ``load_from`` and every ``init_cfg`` checkpoint on local paths are on disk.
+
+    Raises:
+        PreflightError: A checkpoint is missing.
+    """
+    check_checkpoint(cfg.get("load_from"), "load_from")
+    for path in pretrained_checkpoints(cfg.model):
+        if "://" not in path and not osp.isfile(path):
+            raise PreflightError(f"no pretrained weights at {path}\n{PRETRAINED_REMEDY}")
+
+
+def check_checkpoint(path: str | None, what: str = "checkpoint") -> None:
+    """Checks that a checkpoint, unless it is None or a URL, is on disk.
+
+    Raises:
+        PreflightError: It is missing.
+    """
+    if path is not None and "://" not in path and not osp.isfile(path):
+        raise PreflightError(
+            f"no {what} at {path}\nA training run leaves its checkpoints in its --work-dir"
+        )
+
+
+def pretrained_checkpoints(node: Any) -> Iterator[str]:
+    """The checkpoint of every ``init_cfg`` in a model's config."""
+    if isinstance(node, dict):
+        if node.get("type") in ("Pretrained", "PretrainedInit") and node.get("checkpoint"):
+            yield node["checkpoint"]
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from pretrained_checkpoints(child)
+
+
+def check_amp(cfg: Config) -> None:
+    """Checks that mixed precision is asked for only where mmengine has it.
+
+    Raises:
+        PreflightError: The config trains with ``AmpOptimWrapper`` and there is no GPU.
+    """
+    if cfg.optim_wrapper.type == "AmpOptimWrapper" and get_device() == "cpu":
+        raise PreflightError(
+            "mixed precision (AmpOptimWrapper) needs a GPU, and none is visible\n"
+            "Train in full precision: leave out --amp, and give\n"
+            "    --cfg-options optim_wrapper.type=OptimWrapper\n"
+            "where the config itself asks for mixed precision"
+        )
+
+
+@contextmanager
+def network_errors_named(cfg: Config) -> Iterator[None]:
+    """Turns a failed download of weights into a :class:`PreflightError` that names the URL.
+
+    The error of urllib does not carry the URL, so the URLs of the config that are not in torch's
+    cache are named; as a rule there is one.
+    """
+    try:
+        yield
+    except (URLError, TimeoutError, ConnectionError) as error:
+        urls = [cfg.get("load_from"), *pretrained_checkpoints(cfg.model)]
+        cache = osp.join(torch.hub.get_dir(), "checkpoints")
+        remote = [
+            url
+            for url in dict.fromkeys(urls)
+            if url and "://" in url and not osp.exists(osp.join(cache, osp.basename(url)))
+        ]
+        if not remote:
+            raise
+        raise PreflightError(
+            f"cannot download {' or '.join(remote)}: {error}\n"
+            f"Where there is a network, fetch it into {cache}\n{PRETRAINED_REMEDY}"
+        ) from error
+
+
+def set_up_cpu_launch(cfg: Config) -> None:
+    """Lets ``--launcher pytorch`` run on a machine without a GPU, on the gloo backend.
+
+    mmengine's own set-up would pick a CUDA device there, for the process and for the wrapper.
+    """
+    if cfg.launcher != "pytorch" or get_device() != "cpu":
+        return
+    torch.distributed.init_process_group(backend="gloo")
+    cfg.setdefault(
+        "model_wrapper_cfg",
+        dict(
+            type="MMDistributedDataParallel",
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get("find_unused_parameters", False),
+        ),
+    )

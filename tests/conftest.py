@@ -1,0 +1,49 @@
+"""Settings and helpers for all tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+import ltm_det  # noqa: F401  first of all: without it, mmdet's models cannot be imported
+
+ROOT = Path(__file__).parents[1]
+HIDE = """
+import sys
+
+class Without:
+    def __init__(self, finder): self.finder = finder
+    def find_spec(self, name, *args):
+        return None if name.partition('.')[0] in {hidden!r} else self.finder.find_spec(name, *args)
+
+sys.meta_path = [Without(finder) for finder in sys.meta_path]
+"""
+
+torch.set_num_threads(1)  # the order of sums, and so the last digits, would depend on the machine
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def run_python() -> Callable[..., subprocess.CompletedProcess]:
+    """Run code in a fresh interpreter, as if the packages named in ``hidden`` were not installed.
+
+    ``path`` names folders whose packages come before the installed ones.
+    """
+
+    def run(code: str, hidden: Sequence[str] = (), path: Sequence[Path] = ()):
+        return subprocess.run(
+            [sys.executable, "-c", HIDE.format(hidden=tuple(hidden)) + code],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))},
+            capture_output=True,
+            text=True,
+        )
+
+    return run

@@ -1,0 +1,296 @@
+"""LTMSwin's stages against a slow oracle that leaves unfed tokens out; which mergers there are."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from mmdet.models.backbones import SwinTransformer
+from mmdet.models.backbones.swin import WindowMSA
+from torch import Tensor
+
+from ltm_det.backbones import LTMSwin
+from ltm_det.backbones.swin_layers import WindowAttention, relative_position_index
+from ltm_det.merging import Pool
+from tests.test_backbones.harness import (
+    assert_gradients_reach_mergers,
+    mergers_of,
+)
+from tests.test_backbones.swin_cases import (
+    MINI,
+    ONE_STAGE,
+    SCOPES,
+    build,
+    chain_of,
+    reference_of,
+)
+from tests.test_merging.oracle import ltm_oracle, pool_oracle
+
+
+def windows_of(height: int, width: int, m: int) -> dict[tuple[int, int], list[tuple[int, ...]]]:
+    """For each window of the grid, its real tokens: (index in the window, y, x)."""
+    found = {}
+    for y, x in itertools.product(range(height), range(width)):
+        found.setdefault((y // m, x // m), []).append((y % m * m + x % m, y, x))
+    return found
+
+
+def decide(merger, features: Tensor, real: list[int], previous: Tensor | None):
+    """The matrices of one window, of which only real tokens are given."""
+    m = merger.window
+    valid = [n in real for n in range(m * m)]
+    if isinstance(merger, Pool):
+        return pool_oracle(m, merger.tokens, valid)
+    x = torch.zeros(m * m, features.shape[-1])
+    x[real] = features
+    start = previous if merger.chained else merger.initial_logits
+    return ltm_oracle(x, merger.step, start, m, merger.mask, merger.temperature, valid)
+
+
+def bias_at(table: Tensor, m: int, dy: float, dx: float) -> Tensor:
+    """(nH,): the dense window's table, read bilinearly at a displacement in tokens."""
+    total = torch.zeros(table.shape[1])
+    top, left = math.floor(dy), math.floor(dx)
+    for y, x in itertools.product((top, top + 1), (left, left + 1)):
+        near = (1 - abs(dy - y)) * (1 - abs(dx - x))
+        if near > 0:
+            total += near * table[(y + m - 1) * (2 * m - 1) + x + m - 1]
+    return total
+
+
+def block_oracle(block, cells: dict[tuple[int, int], Tensor], m: int, k: int, shift: int) -> dict:
+    """An ordinary Swin block on the merged tokens there are, by their place (y, x) on the grid."""
+    msa = block.attn.w_msa
+    groups: dict[tuple[int, int], list] = {}
+    for y, x in cells:
+        groups.setdefault(((y - shift) // k, (x - shift) // k), []).append((y, x))
+    out = {}
+    for group in groups.values():
+        qkv = {at: msa.qkv(block.norm1(cells[at])).reshape(3, msa.num_heads, -1) for at in group}
+        for at in group:
+            heads = []
+            for h in range(msa.num_heads):
+                logits = [
+                    (qkv[at][0, h] * msa.scale) @ qkv[to][1, h]
+                    + bias_at(
+                        msa.relative_position_bias_table,
+                        m,
+                        (at[0] - to[0]) * m / k,
+                        (at[1] - to[1]) * m / k,
+                    )[h]
+                    for to in group
+                ]
+                share = torch.stack(logits).softmax(0)
+                heads.append(sum(s * qkv[to][2, h] for s, to in zip(share, group)))
+            y = cells[at] + msa.proj(torch.cat(heads))
+            out[at] = y + block.ffn(block.norm2(y))
+    return out
+
+
+def merged_span_oracle(x: Tensor, blocks, merger, m: int, logits: dict) -> tuple[Tensor, dict]:
+    """Stage scope: (H, W, C) through a span that merges, one token at a time."""
+    k = math.isqrt(merger.tokens)
+    windows, chosen, cells = windows_of(*x.shape[:2], m), {}, {}
+    for (r, c), tokens in windows.items():
+        features = torch.stack([x[i, j] for _, i, j in tokens])
+        real = [n for n, _, _ in tokens]
+        chosen[r, c] = matrices = decide(merger, features, real, logits.get((r, c)))
+        for p in range(k * k):
+            if matrices.fed[p]:  # as if there were no others
+                cells[r * k + p // k, c * k + p % k] = matrices.merge[p, real] @ features
+    before = dict(cells)
+    for block in blocks:
+        cells = block_oracle(block, cells, m, k, k // 2 if block.attn.shift else 0)
+    out = x.clone()
+    for (r, c), tokens in windows.items():
+        for n, i, j in tokens:
+            for p in range(k * k):
+                at = (r * k + p // k, c * k + p % k)
+                if at in cells:
+                    out[i, j] += chosen[r, c].restore[n, p] * (cells[at] - before[at])
+    return out, {at: matrices.logits for at, matrices in chosen.items()}
+
+
+def merged_mlp_oracle(x: Tensor, block, m: int, logits: dict) -> tuple[Tensor, dict]:
+    """Block scope: (H, W, C) after attention through an MLP whose update windows share."""
+    out, state = x.clone(), {}
+    for at, tokens in windows_of(*x.shape[:2], m).items():
+        features, real = torch.stack([x[i, j] for _, i, j in tokens]), [n for n, _, _ in tokens]
+        matrices = decide(block.merger, features, real, logits.get(at))
+        state[at] = matrices.logits
+        for p in range(block.merger.tokens):
+            if matrices.fed[p]:
+                update = block.ffn(block.norm2(matrices.merge[p, real] @ features))
+                for n, i, j in tokens:
+                    out[i, j] += matrices.restore[n, p] * update
+    return out, state
+
+
+@pytest.mark.parametrize(
+    "dense_blocks, spans",
+    [(1, [(0, 1), (1, 5)]), ([[0, 3]], [(0, 1), (1, 3), (3, 4), (4, 5)])],
+    ids=["first", "refresh"],
+)
+@pytest.mark.parametrize("m, ratio, hw", [(4, 0.5, (6, 9)), (5, 0.3, (5, 11)), (3, 0.5, (4, 7))])
+def test_stage_scope_is_the_oracle(float64, merger, dense_blocks, spans, m, ratio, hw):
+    """Blocks on merged tokens, in which unfed ones have no part; also after a refresh point."""
+    model = build(dict(merger, dense_blocks=dense_blocks), "stage", ratio, ONE_STAGE, window_size=m)
+    stage, dense = model.stages[0], reference_of(model, ONE_STAGE, window_size=m).stages[0]
+    images, logits = torch.randn(2, hw[0] * hw[1], 8), {}
+    with torch.no_grad():
+        _, _, out = stage(images, hw)
+        x = images[1]
+        for start, stop in spans:
+            if start in (0, 3):
+                (block,) = dense.blocks[start:stop]
+                x = block(x[None], hw)[0]
+            else:
+                span, module = stage.blocks[start:stop], stage.mergers[str(start)]
+                x, logits = merged_span_oracle(x.reshape(*hw, 8), span, module, m, logits)
+                x = x.reshape(-1, 8)
+    assert (out[1] - x).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("m, ratio, hw", [(4, 0.5, (6, 9)), (5, 0.3, (5, 11))])
+def test_block_scope_is_the_oracle(float64, merger, m, ratio, hw):
+    dense_blocks = [[0, 3]]
+    model = build(dict(merger, dense_blocks=dense_blocks), "block", ratio, ONE_STAGE, window_size=m)
+    stage, dense = model.stages[0], reference_of(model, ONE_STAGE, window_size=m).stages[0]
+    images, logits = torch.randn(2, hw[0] * hw[1], 8), {}
+    with torch.no_grad():
+        _, _, out = stage(images, hw)
+        x = images[1]
+        for block, twin in zip(stage.blocks, dense.blocks):
+            if block.merger is None:
+                x = twin(x[None], hw)[0]
+            else:
+                x = x + twin.attn(twin.norm1(x[None]), hw)[0]
+                x, logits = merged_mlp_oracle(x.reshape(*hw, 8), block, m, logits)
+                x = x.reshape(-1, 8)
+    assert [b.merger is None for b in stage.blocks] == [True, False, False, True, False]
+    assert (out[1] - x).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 7, 12])
+def test_relative_position_index_is_mmdets(window):
+    msa = WindowMSA(4, 1, (window, window))
+    assert torch.equal(relative_position_index(window), msa.relative_position_index)
+
+
+@pytest.mark.parametrize("m, k", [(7, 7), (7, 5), (7, 4), (7, 1), (12, 8), (4, 3), (5, 2)])
+def test_position_bias_is_read_at_true_distances(float64, m, k):
+    msa = WindowMSA(6, 3, (m, m))
+    torch.nn.init.normal_(msa.relative_position_bias_table)
+    bias = WindowAttention(msa, k).position_bias()
+    assert bias.shape == (3, k * k, k * k)
+    for query, key in itertools.product(range(k * k), range(k * k)):
+        dy, dx = query // k - key // k, query % k - key % k
+        expected = bias_at(msa.relative_position_bias_table, m, dy * m / k, dx * m / k)
+        assert (bias[:, query, key] - expected).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    "scope, ratio, dense_blocks, chain",
+    [
+        ("block", 0.5, None, [(2, 8, False), (3, 8, True), (4, 8, True), (5, 8, True)]),
+        ("block", 0.5, [[0, 3]], [(1, 8, False), (2, 8, True), (4, 8, True), (5, 8, True)]),
+        (
+            "block",
+            [[0.5, 0.5, 0.25, 0.25, 0.5, 1.0]],
+            0,
+            [(0, 8, False), (1, 8, True), (2, 4, False), (3, 4, True), (4, 8, False)],
+        ),
+        ("stage", 0.5, None, [(2, 9, False)]),
+        ("stage", 0.5, 0, [(0, 9, False)]),
+        ("stage", 0.5, [[0, 3]], [(1, 9, False), (4, 9, True)]),
+        (
+            "stage",
+            [[0.5, 0.5, 0.25, 1.0, 0.25, 0.5]],
+            0,
+            [(0, 9, False), (2, 4, False), (4, 4, True), (5, 9, False)],
+        ),
+        ("stage", 0.9, 0, []),  # 4 * sqrt(0.9) is 4 again
+        ("block", 1.0, 0, []),
+    ],
+)
+def test_chain(scope, ratio, dense_blocks, chain):
+    sizes = dict(ONE_STAGE, depths=(6,))
+    model = build(dict(type="LTM", dense_blocks=dense_blocks), scope, ratio, sizes)
+    assert chain_of(model.stages[0]) == chain
+    for merger in mergers_of(model).values():
+        assert (merger.initial_logits is None) == merger.chained
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 37, 50))[0].isfinite().all()
+
+
+def test_state_is_handed_on_across_dense_blocks(float64):
+    """The first mask's logits move the last one's."""
+    for scope in SCOPES:
+        model = build(dict(type="LTM", dense_blocks=[[0, 2, 3]]), scope, 0.5, ONE_STAGE)
+        first, last = mergers_of(model).values()
+        seen = []
+        last.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[1]))
+        first.register_forward_hook(lambda m, args, out, seen=seen: seen.append(out[1]))
+        model(torch.randn(1, 3, 37, 50))
+        assert len(seen) == 2 and seen[0] is seen[1] and last.chained
+
+
+def test_kept_tokens_are_reported():
+    model = build(dict(type="LTM"), "stage", 0.5)
+    assert [stage.kept for stage in model.stages] == [[16, 9], [16, 9, 9]]
+    assert "kept tokens of 16 in each block=[16, 9, 9]" in repr(model)
+    model = build(dict(type="LTM"), "block", 0.3)
+    assert [stage.kept for stage in model.stages] == [[16, 5], [16, 5, 5]]
+
+
+def test_stage_scope_is_the_default():
+    model = LTMSwin(merger=dict(type="LTM", compression_ratio=0.5), **MINI)
+    assert list(mergers_of(model)) == ["stages.0.mergers.1", "stages.1.mergers.1"]
+
+
+def test_state_dict_is_mmdets_and_the_mergers():
+    dense = {
+        key: value.shape
+        for key, value in SwinTransformer(**MINI).state_dict().items()
+        if not key.endswith("relative_position_index")
+    }
+    expected = {
+        "stage": {
+            "stages.0.mergers.1.step": (8, 9),
+            "stages.0.mergers.1.initial_logits": (16, 9),
+            "stages.1.mergers.1.step": (16, 9),
+            "stages.1.mergers.1.initial_logits": (16, 9),
+        },
+        "block": {
+            "stages.0.blocks.1.merger.step": (8, 8),
+            "stages.0.blocks.1.merger.initial_logits": (16, 8),
+            "stages.1.blocks.1.merger.step": (16, 8),
+            "stages.1.blocks.1.merger.initial_logits": (16, 8),
+            "stages.1.blocks.2.merger.step": (16, 8),
+        },
+    }
+    for scope, own in expected.items():
+        model = build(dict(type="LTM"), scope)
+        assert {k: v.shape for k, v in model.state_dict().items()} == {**dense, **own}
+    for merger in (None, dict(type="Pool")):
+        assert {k: v.shape for k, v in build(merger).state_dict().items()} == dense
+
+
+@pytest.mark.parametrize("dense_blocks", [None, ([1], [1])], ids=str)
+def test_gradients_reach_every_mask_module(float64, ltm, scope, dense_blocks):
+    model = build(dict(ltm, dense_blocks=dense_blocks), scope)
+    assert_gradients_reach_mergers(model, torch.randn(2, 3, 37, 50))
+
+
+def test_gradients_reach_every_mask_module_from_its_own_start(ltm, scope):
+    """U = 0, no random weights: as training begins."""
+    model = LTMSwin(merger=dict(ltm, compression_ratio=0.5, scope=scope), **MINI)
+    model.init_weights()
+    assert_gradients_reach_mergers(model, torch.randn(2, 3, 37, 50))
+
+
+def test_every_parameter_takes_part(ltm, scope):
+    """As distributed training demands."""
+    model = build(ltm, scope).train()
+    sum(m.sum() for m in model(torch.randn(2, 3, 37, 50))).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []

@@ -1,0 +1,105 @@
+"""Every config in configs/ builds, runs one training step and one prediction."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.optim import build_optim_wrapper
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+def build(config: Config) -> torch.nn.Module:
+    register_all_modules()
+    config.model.backbone.init_cfg = None
+    stages = config.model.train_cfg.rcnn
+    for rcnn in stages if isinstance(stages, list) else [stages]:
+        rcnn.sampler.num = 16  # of regions a step: less work, the same path
+    model = MODELS.build(config.model)
+    model.init_weights()
+    return model
+
+
+def inputs(model: torch.nn.Module, num_classes: int) -> dict:
+    return demo_mm_inputs(
+        2, [(3, 96, 128), (3, 70, 101)], num_items=[2, 1], num_classes=num_classes, with_mask=True
+    )
+
+
+def head(model: torch.nn.Module) -> torch.nn.Module:
+    bbox_head = model.roi_head.bbox_head
+    return bbox_head[-1] if isinstance(bbox_head, torch.nn.ModuleList) else bbox_head
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_trains_and_predicts(path: Path) -> None:
+    config = Config.fromfile(path)
+    model = build(config)
+    before = [p.detach().clone() for p in model.backbone.parameters()]
+    config.optim_wrapper.type = "OptimWrapper"  # AMP needs a GPU
+    optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    data = inputs(model, head(model).num_classes)
+    losses = model.train().train_step(data, optim_wrapper)
+    assert {"loss_rpn_cls", "loss"} <= losses.keys()
+    assert all(torch.isfinite(value).all() for value in losses.values())
+    after = list(model.backbone.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    model.eval()
+    model.test_cfg.rpn.max_per_img = 16
+    model.test_cfg.rcnn.score_thr = 0.0  # so that an untrained model reports something
+    with torch.no_grad():
+        predictions = model.test_step(inputs(model, head(model).num_classes))
+    for sample in predictions:
+        found = sample.pred_instances
+        assert len(found) > 0 and torch.isfinite(found.bboxes).all()
+        assert found.masks.shape[-2:] == sample.ori_shape[:2]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_is_a_delta(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 35
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if "ltm" in p.stem], ids=lambda p: p.stem)
+def test_merged_config_differs_from_its_twin_in_merging_alone(path: Path) -> None:
+    merged = Config.fromfile(path)
+    twin = path.with_name(path.name.replace("ltm_", ""))
+    dense = Config.fromfile(twin) if twin.exists() else get_config(base_of(path))
+    assert merged.model.backbone.pop("merger").type == "LTM"
+    assert merged.optim_wrapper.paramwise_cfg.custom_keys.pop("merger") == dict(decay_mult=0.0)
+    assert merged.model.backbone.pop("type") == "LTMSwin"
+    dense.model.backbone.pop("type")
+    for part in ("model", "train_dataloader", "param_scheduler", "train_cfg"):
+        assert without_scope(merged[part]) == without_scope(dense[part])
+
+
+def without_scope(node):
+    """The config without mmengine's mark ``_scope_`` of a base from another package."""
+    if isinstance(node, dict):
+        return {key: without_scope(value) for key, value in node.items() if key != "_scope_"}
+    return [without_scope(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def base_of(path: Path) -> str:
+    """What the config names as its ``_base_``: mmdet's config, where that is the dense twin."""
+    line = next(row for row in path.read_text().splitlines() if row.startswith("_base_"))
+    return line.split('"')[1]
+
+
+def test_inferencer_runs_on_a_saved_checkpoint(tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "configs/demo_ltm_swin_maskrcnn.py"
+    config = Config.fromfile(path)
+    model = build(config)
+    meta = dict(dataset_meta=dict(classes=config.classes))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / "demo.pth")
+    inferencer = DetInferencer(str(path), str(tmp_path / "demo.pth"), device="cpu")
+    image = torch.randint(0, 255, (100, 90, 3), dtype=torch.uint8).numpy()
+    result = inferencer(image, no_save_pred=True, return_datasamples=True)["predictions"][0]
+    assert result.pred_instances.masks.shape[-2:] == (100, 90)

@@ -1,0 +1,205 @@
+"""What holds for every merger, whatever it decides."""
+
+import pytest
+import torch
+
+from ltm_det.merging import MERGERS, NO_MERGING, Merger, build_merger
+
+KINDS = [
+    dict(type="Pool"),
+    dict(type="LTM", mask="soft"),
+    dict(type="LTM", mask="hard"),
+    dict(type="LTM", mask="hard_soft", temperature=0.3),
+]
+SHAPES = [(7, 25), (7, 16), (4, 5), (5, 7), (3, 1), (3, 9)]
+DIM = 6
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.get("mask", kind["type"]))
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["eval", "train"])
+def training(request):
+    return request.param
+
+
+def build(kind, window, tokens, training=False):
+    """A merger far from where it starts."""
+    merger = build_merger(dim=DIM, window=window, tokens=tokens, **kind)
+    for parameter in merger.parameters():
+        torch.nn.init.normal_(parameter, std=2.0)
+    return merger.train(training)
+
+
+def some_valid(windows, window):
+    """(W, N): windows cut off at the right and at the bottom, as padding leaves them."""
+    rows = torch.randint(1, window + 1, (windows, 1, 1))
+    columns = torch.randint(1, window + 1, (windows, 1, 1))
+    at = torch.arange(window)
+    return ((at[:, None] < rows) & (at < columns)).flatten(1)
+
+
+def matrices(merging, window, tokens):
+    """(*, P, N) that merges and (*, N, P) that restores."""
+    return merging.merge(torch.eye(window**2)), merging.unmerge(torch.eye(tokens))
+
+
+@pytest.mark.parametrize("window, tokens", SHAPES)
+def test_merging_is_a_mean_and_restoring_a_mix(kind, training, window, tokens):
+    merging, _ = build(kind, window, tokens, training)(torch.randn(3, 4, window**2, DIM))
+    merge, restore = matrices(merging, window, tokens)
+    assert (merge >= 0).all() and (restore >= 0).all()
+    sums = merge.sum(-1)
+    assert torch.allclose(sums, (sums > 0.5).to(sums), atol=1e-12)  # one, or zero if empty
+    torch.testing.assert_close(restore.sum(-1), torch.ones_like(restore.sum(-1)))
+
+
+@pytest.mark.parametrize("window, tokens", SHAPES)
+def test_padded_tokens_weigh_nothing(kind, training, window, tokens):
+    valid = some_valid(4, window)
+    merging, _ = build(kind, window, tokens, training)(
+        torch.randn(3, 4, window**2, DIM), None, valid
+    )
+    merge, restore = matrices(merging, window, tokens)
+    merge = merge.expand(3, 4, -1, -1)
+    assert (merge.transpose(-1, -2)[:, ~valid] == 0).all()
+    sums = merge.sum(-1)
+    fed = sums > 0.5
+    assert torch.allclose(sums, fed.to(sums), atol=1e-12)
+    real = restore.expand(3, 4, -1, -1)[:, valid]  # (B, real tokens, P)
+    torch.testing.assert_close(real.sum(-1), torch.ones_like(real.sum(-1)))
+    # a real token draws on merged tokens that are fed alone
+    empty = (~fed)[:, :, None].expand(-1, -1, window**2, -1)[:, valid]
+    assert (real[empty] == 0).all()
+    # exactly the tokens that nothing real feeds are shut out of attention
+    bias = torch.zeros(()) if merging.key_bias is None else merging.key_bias
+    bias = bias.expand(3, 4, tokens)
+    assert torch.equal(bias == 0, fed)
+    assert (torch.exp(bias[~fed]) == 0).all() and bias.isfinite().all()
+
+
+@pytest.mark.parametrize("window, tokens", SHAPES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_equal_tokens_are_merged_without_loss(kind, training, window, tokens, padded):
+    valid = some_valid(4, window) if padded else torch.ones(4, window**2, dtype=torch.bool)
+    x = torch.randn(3, 4, 1, DIM).expand(-1, -1, window**2, -1)
+    x = torch.where(valid[..., None], x, torch.randn(3, 4, window**2, DIM))
+    merging, _ = build(kind, window, tokens, training)(x, None, valid if padded else None)
+    for f in (lambda t: t, torch.sin):
+        back = merging.unmerge(f(merging.merge(x)))
+        assert (back - f(x))[:, valid].abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("window, tokens", SHAPES)
+def test_garbage_in_padded_tokens_changes_nothing(kind, window, tokens):
+    merger, valid = build(kind, window, tokens), some_valid(4, window)
+    x = torch.randn(3, 4, window**2, DIM)
+    garbage = torch.where(valid[..., None], x, 1e6 * torch.randn(x.shape))
+    y = torch.randn(3, 4, tokens, DIM)
+    (one, _), (two, _) = merger(x, None, valid), merger(garbage, None, valid)
+    assert (one.merge(x) - two.merge(garbage)).abs().max() < 1e-9
+    assert (one.unmerge(y) - two.unmerge(y)).expand(x.shape)[:, valid].abs().max() < 1e-9
+    torch.testing.assert_close(one.key_bias, two.key_bias, rtol=0, atol=0)
+
+
+def test_a_window_does_not_depend_on_others(kind):
+    merger, x = build(kind, 7, 25), torch.randn(3, 4, 49, DIM)
+    together, alone = merger(x)[0], merger(x[1, 2])[0]
+    y = torch.randn(25, DIM)
+    assert (together.merge(x)[1, 2] - alone.merge(x[1, 2])).abs().max() < 1e-9
+    unmerged = together.unmerge(y.expand(3, 4, -1, -1))[1, 2]
+    assert (unmerged - alone.unmerge(y)).abs().max() < 1e-9
+
+
+def test_all_tokens_valid_is_no_padding(kind):
+    merger, x = build(kind, 5, 9), torch.randn(2, 25, DIM)
+    one, _ = merger(x)
+    two, _ = merger(x, None, torch.ones(25, dtype=torch.bool))
+    assert (one.merge(x) - two.merge(x)).abs().max() < 1e-9
+    y = torch.randn(2, 9, DIM)
+    assert (one.unmerge(y) - two.unmerge(y)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_features_keep_their_dtype(kind, training, dtype):
+    merger = build(kind, 7, 25, training).to(dtype)
+    x, valid = torch.randn(4, 49, DIM).to(dtype), some_valid(4, 7)
+    for v in (None, valid):
+        merging, _ = merger(x, None, v)
+        merged = merging.merge(x)
+        back = merging.unmerge(merged)
+        assert merged.dtype == back.dtype == dtype
+        assert merged.isfinite().all() and back.isfinite().all()
+        if merging.key_bias is not None:
+            assert merging.key_bias.dtype == dtype and merging.key_bias.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "low",
+    [
+        torch.bfloat16,
+        pytest.param(
+            torch.float16, marks=pytest.mark.xfail(reason="float32's shut is -inf in float16")
+        ),
+    ],
+)
+def test_shutting_out_stays_finite_in_every_dtype_of_attention(low):
+    """Under autocast features come in float32, while attention runs in half precision."""
+    x, valid = torch.randn(4, 49, DIM).float(), some_valid(4, 7)
+    bias = build(dict(type="Pool"), 7, 25).float()(x, None, valid)[0].key_bias
+    assert (bias < 0).any()
+    assert bias.to(low).isfinite().all()
+
+
+def test_no_merging_is_a_merging():
+    x = torch.randn(2, 49, DIM)
+    assert NO_MERGING.merge(x) is x and NO_MERGING.unmerge(x) is x
+    assert NO_MERGING.key_bias is None
+
+
+def test_no_window_at_all(kind):
+    x = torch.randn(0, 4, 49, DIM)
+    merging, _ = build(kind, 7, 25)(x)
+    assert merging.merge(x).shape == (0, 4, 25, DIM)
+    assert merging.unmerge(torch.randn(0, 4, 25, DIM)).shape == x.shape
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 50])
+def test_impossible_numbers_of_tokens(kind, tokens):
+    with pytest.raises(ValueError, match=f"7x7 tokens cannot be merged into {tokens}: keep bet"):
+        build_merger(dim=DIM, window=7, tokens=tokens, **kind)
+
+
+def test_unknown_type():
+    with pytest.raises(ValueError, match=r"unknown merger type 'Tome'.*'LTM', 'Pool'"):
+        build_merger("Tome", dim=DIM, window=7, tokens=25)
+
+
+def test_unknown_option(kind):
+    with pytest.raises(TypeError, match="maks"):
+        build_merger(dim=DIM, window=7, tokens=25, maks="soft", **kind)
+
+
+def test_a_merger_must_decide():
+    with pytest.raises(NotImplementedError):
+        Merger(DIM, 7, 25)(torch.randn(49, DIM))
+
+
+def test_repr_tells_what_is_kept(kind):
+    text = repr(build(kind, 7, 25))
+    assert "tokens=25/49 (0.510 kept)" in text and kind["type"] in text
+    assert all(str(value) in text for value in kind.values())
+
+
+def test_every_merger_is_in_the_registry(kind):
+    assert type(build(kind, 7, 25)) is MERGERS[kind["type"]]
+    assert set(MERGERS) == {k["type"] for k in KINDS}, "a new merger must run these tests"

@@ -1,0 +1,135 @@
+"""tools/train.py and tools/test.py on tiny data, killed, resumed, on one process and on two."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 40
+
+
+def losses(work_dir: Path) -> list[dict[int, dict[str, float]]]:
+    """Of each run logged in a work folder, oldest first: iteration -> its losses."""
+    runs = []
+    for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        runs.append(
+            {
+                row["iter"]: {k: v for k, v in row.items() if "loss" in k}
+                for row in rows
+                if "loss" in row
+            }
+        )
+    return runs
+
+
+@pytest.fixture(scope="module")
+def trained(tool: Callable, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work folder of an uninterrupted run."""
+    work_dir = tmp_path_factory.mktemp("trained")
+    done = tool(
+        "train.py",
+        tiny_config,
+        "--work-dir",
+        work_dir,
+        "--cfg-options",
+        "val_cfg=None",
+        "val_dataloader=None",
+        "val_evaluator=None",
+    )
+    assert done.returncode == 0, done.stderr
+    return work_dir
+
+
+@pytest.mark.slow
+def test_train_logs_every_iteration_and_keeps_checkpoints(trained: Path) -> None:
+    (run,) = losses(trained)
+    assert sorted(run) == list(range(1, STEPS + 1))
+    assert run[STEPS]["loss"] < run[1]["loss"]
+    assert {p.name for p in trained.glob("*.pth")} == {"iter_30.pth", "iter_40.pth"}
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_repeats_the_uninterrupted_one(
+    trained: Path, tool: Callable, tiny_config: Path, tmp_path: Path
+) -> None:
+    off = ["--cfg-options", "val_cfg=None", "val_dataloader=None", "val_evaluator=None"]
+    command = [sys.executable, ROOT / "tools/train.py", tiny_config, "--work-dir", tmp_path, *off]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        last, deadline = tmp_path / "last_checkpoint", time.monotonic() + 200
+        while not (last.exists() and last.read_text().endswith("iter_20.pth")):
+            assert process.poll() is None and time.monotonic() < deadline, (
+                tmp_path / "log"
+            ).read_text()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "iter_40.pth").exists()
+    # The number of workers is no part of the randomness.
+    alone = ["train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False"]
+    done = tool("train.py", tiny_config, "--work-dir", tmp_path, "--resume", *off, *alone)
+    assert done.returncode == 0, done.stderr
+
+    (whole,), (killed, resumed) = losses(trained), losses(tmp_path)
+    assert max(killed) < STEPS
+    assert {min(resumed) - 1, max(resumed)} <= {20, 30, STEPS}
+    for run in (killed, resumed):
+        assert run == {step: whole[step] for step in run}
+
+
+@pytest.mark.slow
+def test_test_evaluates_dumps_and_paints(
+    trained: Path, main: Callable, tiny_config: Path, tmp_path: Path
+) -> None:
+    out, seed = tmp_path / "out.pkl", ["--cfg-options", "model.test_cfg.rcnn.score_thr=0.01"]
+    options = ["--work-dir", tmp_path, "--out", out, "--show-dir", "painted", *seed]
+    assert main("test.py", tiny_config, trained / "iter_40.pth", *options) == 0
+    predictions = pickle.loads(out.read_bytes())
+    assert [p["img_id"] for p in predictions] == [1, 2, 3, 4]
+    (scalars,) = tmp_path.glob("*/*.json")
+    metrics = json.loads(scalars.read_text())
+    assert 0 <= metrics["coco/bbox_mAP"] <= 1
+    assert 0 <= metrics["coco/segm_mAP"] <= 1
+    assert len(list(tmp_path.glob("*/painted/*.png"))) == 4
+
+
+@pytest.mark.slow
+def test_draw_predictions(trained: Path, main: Callable, tiny_config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "sheet.png"
+    options = ["--out", out, "--num", 3, "--score-thr", 0.05]
+    assert main("analysis/draw_predictions.py", tiny_config, trained / "iter_40.pth", *options) == 0
+    assert out.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_dist_train_and_dist_test_on_two_processes(
+    tool: Callable, tiny_config: Path, tmp_path: Path, free_port: str
+) -> None:
+    options = ["--work-dir", tmp_path, "--cfg-options", "env_cfg.dist_cfg.backend=gloo"]
+    few = ["train_cfg.max_iters=3", "randomness.seed=7"]
+    done = tool("dist_train.sh", tiny_config, 2, *options, *few, PORT=free_port)
+    assert done.returncode == 0, done.stderr
+    (run,) = losses(tmp_path)
+    assert sorted(run) == [1, 2, 3]
+    checkpoint = tmp_path / "iter_3.pth"
+    done = tool("dist_test.sh", tiny_config, checkpoint, 2, *options, PORT=free_port)
+    assert done.returncode == 0, done.stderr
+    assert "coco/segm_mAP" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh"])
+def test_dist_scripts_without_arguments_say_how_to_call_them(tool: Callable, script: str) -> None:
+    done = tool(script)
+    assert done.returncode == 2
+    assert f"tools/{script} CONFIG" in done.stderr

@@ -1,0 +1,98 @@
+"""Paired study on the demo data: the same schedule, data and seeds for dense and merged backbones.
+
+Trains every (variant, seed) that OUT has no row for yet, through tools/train.py, and adds a row
+with its AP; so an interrupted study goes on where it stopped. Each run uses one thread.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DENSE = "configs/demo_swin_maskrcnn.py"
+MERGED = "configs/demo_ltm_swin_maskrcnn.py"
+# Name of a variant: its config and what is changed in it, in --cfg-options grammar.
+VARIANTS = {
+    "dense": (DENSE, ""),
+    "pool": (MERGED, "model.backbone.merger.type=Pool"),
+    "ltm_stage_soft": (MERGED, "model.backbone.merger.mask=soft"),
+    "ltm_stage_hard": (MERGED, "model.backbone.merger.mask=hard"),
+    "ltm_stage_hard_soft": (MERGED, "model.backbone.merger.mask=hard_soft"),
+    "ltm_block_soft": (MERGED, "model.backbone.merger.scope=block model.backbone.merger.mask=soft"),
+}
+METRICS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")
+COLUMNS = ("variant", "seed", *METRICS, "minutes", "jobs", "commit", "command")
+
+
+def train(variant: str, seed: int, work_dir: Path, extra: str, jobs: int) -> dict[str, object]:
+    """Trains and evaluates one run; returns its row."""
+    config, changes = VARIANTS[variant]
+    work_dir = work_dir / f"{variant}_seed{seed}"
+    command = ["tools/train.py", config, "--work-dir", str(work_dir), "--cfg-options"]
+    command += [f"randomness.seed={seed}", *changes.split(), *extra.split()]
+    work_dir.mkdir(parents=True, exist_ok=True)
+    start = time.time()
+    with open(work_dir / "log.txt", "w") as log:
+        env = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=log, check=True
+        )
+    minutes = round((time.time() - start) / 60, 2)
+    row = dict(variant=variant, seed=seed, minutes=minutes, jobs=jobs, commit=commit())
+    row.update(last_metrics(work_dir), command=shlex.join(["python", *command]))
+    return row
+
+
+def last_metrics(work_dir: Path) -> dict[str, float]:
+    """The AP values of the newest evaluation logged under a work directory."""
+    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    lines = [json.loads(line) for line in logs[-1].read_text().splitlines()]
+    last = [line for line in lines if "coco/bbox_mAP" in line][-1]
+    return {name: last[f"coco/{name}"] for name in METRICS}
+
+
+def commit() -> str:
+    """The commit that runs, marked where files differ from it."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--out", type=Path, default=ROOT / "results/demo_study.csv")
+    parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs/study")
+    parser.add_argument("--extra", default="", help="more --cfg-options for every run, quoted")
+    args = parser.parse_args()
+
+    rows = []
+    if args.out.exists():
+        with open(args.out, newline="") as file:
+            rows = list(csv.DictReader(file))
+    done = {(row["variant"], int(row["seed"])) for row in rows}
+    todo = [(v, s) for s in args.seeds for v in args.variants if (v, s) not in done]
+    print(f"{len(done)} runs are in {args.out}, {len(todo)} to do")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = [pool.submit(train, v, s, args.work_dir, args.extra, args.jobs) for v, s in todo]
+        for run in as_completed(runs):
+            rows.append(run.result())
+            rows.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
+            with open(args.out, "w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            print({name: run.result()[name] for name in ("variant", "seed", *METRICS, "minutes")})
+
+
+if __name__ == "__main__":
+    main()

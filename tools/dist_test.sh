@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Test on several GPUs:         tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of test.py]
+# On several machines, on each: NNODES=2 NODE_RANK=0 MASTER_ADDR=HOST tools/dist_test.sh ...
+set -euo pipefail
+if [ $# -lt 3 ]; then
+    sed -n 2,3p "$0" >&2
+    exit 2
+fi
+config=$1 checkpoint=$2 gpus=$3
+shift 3
+
+# `-m torch.distributed.run` is torchrun, of the python that is first on the PATH.
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    --nproc_per_node="$gpus" \
+    "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher pytorch "$@"

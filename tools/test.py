@@ -1,0 +1,83 @@
+"""Test a detector: box and mask AP. The options are those of mmdet's own test tool, less --tta.
+
+mmdet's test-time augmentation merges boxes only, so it cannot evaluate masks.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
+
+# isort: split
+from mmdet.engine.hooks.utils import trigger_visualization_hook  # noqa: E402
+from mmdet.evaluation import DumpDetResults  # noqa: E402
+from mmengine.config import DictAction  # noqa: E402
+from mmengine.registry import RUNNERS  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+
+from ltm_det.engine import preflight  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file or URL")
+    parser.add_argument("--work-dir", help="folder for the log and the metrics")
+    parser.add_argument("--out", help="pickle file to write the predictions to (.pkl)")
+    parser.add_argument("--show", action="store_true", help="show the predictions in a window")
+    parser.add_argument(
+        "--show-dir", help="paint the predictions into this folder, under the work folder"
+    )
+    parser.add_argument(
+        "--wait-time", type=float, default=2, help="seconds each image is shown for"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config, such as test_dataloader.batch_size=4; "
+        'lists as key="[a,b]", without white space',
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    args = parser.parse_args()
+    if args.out is not None and not args.out.endswith((".pkl", ".pickle")):
+        parser.error(f"--out must end in .pkl or .pickle, but is {args.out}")
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return args
+
+
+def test(args: argparse.Namespace) -> None:
+    cfg = preflight.load_run_config(args)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        cfg = trigger_visualization_hook(cfg, args)
+    if preflight.is_local_main(args.launcher):
+        preflight.check_checkpoint(args.checkpoint)
+        preflight.check_data(cfg, "test")
+    preflight.set_up_cpu_launch(cfg)
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    if args.out is not None:
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    with preflight.network_errors_named(cfg):
+        runner.test()
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        test(args)
+    except preflight.PreflightError as error:
+        if preflight.is_local_main(args.launcher):
+            print(f"test.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
