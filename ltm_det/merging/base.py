@@ -11,6 +11,11 @@ import torch
 from torch import Tensor, nn
 
 
+# Added to the attention logits of a key that is to take no part: its exponential is zero in every
+# dtype, yet it is finite in float16, so that a window of such keys alone still has no NaN.
+SHUT = -3e4
+
+
 class Merging(NamedTuple):
     """What a merger decided for one input: how to go from N tokens to P, and back.
 
@@ -90,9 +95,7 @@ def matrix_merging(
     restore = restore.to(dtype)
     key_bias = None
     if shut_empty:
-        # finite, so that a window in which every key is shut out still has no NaN
-        shut = torch.finfo(dtype).min / 2
-        key_bias = torch.zeros_like(size, dtype=dtype).masked_fill(size <= 0, shut)
+        key_bias = torch.zeros_like(size, dtype=dtype).masked_fill(size <= 0, SHUT)
     return Merging(
         merge=lambda x: weights.transpose(-1, -2) @ x,
         unmerge=lambda y: restore @ y,

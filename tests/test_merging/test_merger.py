@@ -147,9 +147,7 @@ def test_features_keep_their_dtype(kind, training, dtype):
     "low",
     [
         torch.bfloat16,
-        pytest.param(
-            torch.float16, marks=pytest.mark.xfail(reason="float32's shut is -inf in float16")
-        ),
+        torch.float16,
     ],
 )
 def test_shutting_out_stays_finite_in_every_dtype_of_attention(low):

@@ -1,5 +1,6 @@
 """tools/train.py and tools/test.py on tiny data, killed, resumed, on one process and on two."""
 
+import ast
 import json
 import os
 import pickle
@@ -133,3 +134,15 @@ def test_dist_scripts_without_arguments_say_how_to_call_them(tool: Callable, scr
     done = tool(script)
     assert done.returncode == 2
     assert f"tools/{script} CONFIG" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools").rglob("*.py")), ids=lambda p: p.name)
+def test_tools_import_ltm_det_before_what_it_makes_importable(path: Path) -> None:
+    names = [
+        getattr(node, "module", None) or node.names[0].name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    ours = [i for i, name in enumerate(names) if name.startswith("ltm_det")]
+    theirs = [i for i, name in enumerate(names) if name.startswith(("mmdet", "mmcv"))]
+    assert not theirs or min(ours) < min(theirs)
