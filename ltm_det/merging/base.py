@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-
 # Added to the attention logits of a key that is to take no part: its exponential is zero in every
 # dtype, yet it is finite in float16, so that a window of such keys alone still has no NaN.
 SHUT = -3e4
