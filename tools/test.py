@@ -60,11 +60,10 @@ def test(args: argparse.Namespace) -> None:
     if preflight.is_local_main(args.launcher):
         preflight.check_checkpoint(args.checkpoint)
         preflight.check_data(cfg, "test")
-    preflight.set_up_cpu_launch(cfg)
-    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-    if args.out is not None:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    with preflight.network_errors_named(cfg):
+    with preflight.launched(cfg), preflight.network_errors_named(cfg):
+        runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+        if args.out is not None:
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
         runner.test()
 
 

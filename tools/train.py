@@ -80,9 +80,8 @@ def train(args: argparse.Namespace) -> None:
         preflight.check_data(cfg, "train", "val")
         preflight.check_weights(cfg)
         preflight.check_amp(cfg)
-    preflight.set_up_cpu_launch(cfg)
-    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-    with preflight.network_errors_named(cfg):
+    with preflight.launched(cfg), preflight.network_errors_named(cfg):
+        runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         runner.train()
 
 

@@ -89,7 +89,7 @@ def contact_sheet(
     """
     model = init_detector(cfg, checkpoint, device=device)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    visualizer = DetLocalVisualizer()
+    visualizer = DetLocalVisualizer(line_width=2, alpha=0.5)
     visualizer.dataset_meta = dataset.metainfo
     pairs = [draw_pair(visualizer, s, score_thr) for s in predict(model, dataset, number)]
     columns = 2 if len(pairs) > 1 else 1

@@ -42,7 +42,7 @@ class LTMSwinStage(BaseModule):
         stage: mmdet's stage; its modules and their names are taken over.
         ratios: Compression ratio of each block; 1.0 is a dense block.
         scope: 'block' merges before each block's MLP and restores after it; 'stage' merges at the
-            start of each run of blocks of equal ratio below 1 and restores at its end.
+            start of each run of blocks that keep the same k < M and restores at its end.
         merger: Type and options of the mergers.
     """
 
@@ -160,6 +160,8 @@ class LTMSwin(SwinTransformer):
             if kwargs.get("init_cfg"):
                 raise ValueError(f"give init_cfg or pretrained={pretrained!r}, not both")
             kwargs["init_cfg"] = dict(type="Pretrained", checkpoint=pretrained)
+        if not isinstance(pretrain_img_size, int) and len(pretrain_img_size) == 1:
+            (pretrain_img_size,) = pretrain_img_size
         pretrain_img_size = to_2tuple(pretrain_img_size)
         super().__init__(pretrain_img_size=pretrain_img_size, patch_size=patch_size, **kwargs)
         self.pretrain_grid = tuple(side // patch_size for side in pretrain_img_size)
@@ -222,6 +224,10 @@ def _parse_merger(
     """Ratios of all blocks, the scope, and the options left for the mergers themselves."""
     if merger is None:
         return [[1.0] * depth for depth in depths], "stage", {}
+    if not isinstance(merger, Mapping):
+        raise ValueError(
+            f"merger must be None or a dict with type and compression_ratio: {merger!r}"
+        )
     options = dict(merger)
     missing = {"type", "compression_ratio"} - options.keys()
     if missing:

@@ -215,20 +215,25 @@ def network_errors_named(cfg: Config) -> Iterator[None]:
         ) from error
 
 
-def set_up_cpu_launch(cfg: Config) -> None:
-    """Lets ``--launcher pytorch`` run on a machine without a GPU, on the gloo backend.
+@contextmanager
+def launched(cfg: Config) -> Iterator[None]:
+    """What a launcher's process needs around mmengine's own set-up; nothing without a launcher.
 
-    mmengine's own set-up would pick a CUDA device there, for the process and for the wrapper.
+    ``--launcher pytorch`` runs on a machine without a GPU too, on the gloo backend: mmengine would
+    pick a CUDA device there, for the process and for the wrapper. At the end the process group is
+    closed, since one left to the interpreter's exit aborts the process now and then.
     """
-    if cfg.launcher != "pytorch" or get_device() != "cpu":
-        return
-    torch.distributed.init_process_group(backend="gloo")
-    cfg.setdefault(
-        "model_wrapper_cfg",
-        dict(
-            type="MMDistributedDataParallel",
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get("find_unused_parameters", False),
-        ),
-    )
+    if cfg.launcher == "pytorch" and get_device() == "cpu":
+        torch.distributed.init_process_group(backend="gloo")
+        cfg.setdefault(
+            "model_wrapper_cfg",
+            dict(
+                type="MMDistributedDataParallel",
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get("find_unused_parameters", False),
+            ),
+        )
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

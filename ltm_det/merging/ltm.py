@@ -4,6 +4,8 @@ Shapes: ``*`` any leading dimensions (B images, W windows), N tokens in a window
 C channels. ``valid`` is False for padded tokens.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,8 +75,8 @@ class LTM(Merger):
         super().__init__(dim, window, tokens, chained)
         if mask not in MASKS:
             raise ValueError(f"unknown mask {mask!r}: choose one of {sorted(MASKS)}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be finite and above 0, got {temperature}")
         self.mask = mask
         self.temperature = temperature
         area = pooling_matrix(window, tokens)
@@ -100,7 +102,8 @@ class LTM(Merger):
         weights, restore = MASKS[self.mask](scaled, self.training)
         if valid is not None:
             weights = weights * valid.unsqueeze(-1)
-        # with a soft mask every living cell draws on all real tokens, so that none is empty
+        # With a soft mask every living cell draws on all real tokens, so that none is empty, short
+        # of logits some 100 apart, whose shares vanish in float32.
         shut_empty = valid is not None or self.mask != "soft"
         return matrix_merging(weights, restore, x.dtype, shut_empty), logits
 

@@ -10,7 +10,8 @@ def pooling_matrix(window: int, tokens: int) -> Tensor:
     """Share of each token's area that falls into each of ``tokens`` cells tiling the window.
 
     The window is cut into round(sqrt(P)) rows of cells of equal height, each row into cells of
-    equal width; with P = k * k this is the k x k grid. Rows of the result sum to one.
+    equal width, the first rows with one cell more where P does not divide evenly; with P = k * k
+    this is the k x k grid. Rows of the result sum to one.
 
     Args:
         window: Side of the square window, in tokens.

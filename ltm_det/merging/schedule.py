@@ -27,9 +27,10 @@ def ratio_schedule(
         compression_ratio: In (0, 1]: one for all, one per stage, or for any stage one per block.
         depths: Number of blocks of each stage.
         dense_blocks: Blocks that stay dense whatever their ratio: an int for the first so many of
-            each stage; or per stage such an int or the list of block indices (a dense block amid
-            merged ones is a refresh point: tokens are restored before it and merged anew after
-            it). None: the first block, or the first two in stages of six blocks and more.
+            each stage (all of a shorter one); or per stage such an int or the list of block
+            indices (a dense block amid merged ones is a refresh point: tokens are restored before
+            it and merged anew after it). None: the first block, or the first two in stages of six
+            blocks and more.
 
     Raises:
         ValueError: On a ratio outside (0, 1], a schedule of the wrong length, a block that is not
@@ -48,8 +49,8 @@ def ratio_schedule(
 
 
 def _per_stage(name: str, value, depths: Sequence[int]) -> list:
-    if isinstance(value, Real):
-        return [value] * len(depths)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return [value] * len(depths)  # whether it is a good one is checked block by block
     if len(value) != len(depths):
         raise ValueError(
             f"{name}={value} has {len(value)} entries for {len(depths)} stages: "
@@ -59,14 +60,15 @@ def _per_stage(name: str, value, depths: Sequence[int]) -> list:
 
 
 def _block_ratios(ratio: float | Sequence[float], depth: int, stage: int) -> list[float]:
-    ratios = [ratio] * depth if isinstance(ratio, Real) else list(ratio)
+    one = isinstance(ratio, str) or not isinstance(ratio, Sequence)
+    ratios = [ratio] * depth if one else list(ratio)
     if len(ratios) != depth:
         raise ValueError(
             f"compression_ratio of stage {stage} has {len(ratios)} entries for {depth} blocks: "
             "give one number, or one entry per block"
         )
     for r in ratios:
-        if not (isinstance(r, Real) and 0 < r <= 1):
+        if not (isinstance(r, Real) and not isinstance(r, bool) and 0 < r <= 1):
             raise ValueError(
                 f"compression_ratio must lie in (0, 1] (it is the kept fraction), got {r!r} "
                 f"in stage {stage}"
@@ -75,9 +77,9 @@ def _block_ratios(ratio: float | Sequence[float], depth: int, stage: int) -> lis
 
 
 def _dense_indices(dense: int | Sequence[int], depth: int, stage: int) -> Sequence[int]:
-    if isinstance(dense, int):
-        if dense < 0:
-            raise ValueError(f"dense_blocks must be 0 or more, got {dense} for stage {stage}")
+    if not isinstance(dense, Sequence):
+        if not isinstance(dense, int) or isinstance(dense, bool) or dense < 0:
+            raise ValueError(f"dense_blocks must be 0 or more, got {dense!r} for stage {stage}")
         return range(min(dense, depth))
     for block in dense:
         if not (isinstance(block, int) and 0 <= block < depth):

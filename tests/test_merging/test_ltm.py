@@ -241,9 +241,11 @@ def test_extreme_logits_stay_finite():
     assert out.isfinite().all() and ltm.step.grad.isfinite().all() and x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, math.nan])
+@pytest.mark.parametrize("temperature", [0, -1.0, math.nan, math.inf])
 def test_bad_temperature(temperature):
-    with pytest.raises(ValueError, match=f"temperature must be above 0, got {temperature}"):
+    with pytest.raises(
+        ValueError, match=f"temperature must be finite and above 0, got {temperature}"
+    ):
         LTM(DIM, 7, 25, temperature=temperature)
 
 

@@ -79,7 +79,9 @@ def test_schedule_leaves_its_arguments_alone():
     assert ratio == [0.5, [0.5, 0.5], 0.5, 0.5] and dense == [[1], 1, 1, 1]
 
 
-@pytest.mark.parametrize("bad", [0, 0.0, -0.5, 1.5, 2, math.nan, math.inf, False])
+@pytest.mark.parametrize(
+    "bad", [0, 0.0, -0.5, 1.5, 2, math.nan, math.inf, False, True, None, "0.5"]
+)
 @pytest.mark.parametrize(
     "form", [lambda r: r, lambda r: (0.5, r, 0.5, 0.5), lambda r: (0.5, [0.5, r], 0.5, 0.5)]
 )
@@ -102,6 +104,8 @@ def test_ratio_that_is_no_number():
         ((0.5, 0.5, 0.5, [0.5] * 3), None, "stage 3 has 3 entries for 2 blocks"),
         (0.5, (1, 1, 1), r"dense_blocks=\(1, 1, 1\) has 3 entries for 4 stages"),
         (0.5, -1, "dense_blocks must be 0 or more, got -1"),
+        (0.5, True, "dense_blocks must be 0 or more, got True"),
+        (0.5, 2.0, "dense_blocks must be 0 or more, got 2.0"),
         (0.5, (1, 1, -3, 1), "got -3 for stage 2"),
         (0.5, (1, 1, [0, 6], 1), "block 6 of stage 2, which has blocks 0 to 5"),
         (0.5, (1, 1, [-1], 1), "block -1 of stage 2"),

@@ -183,6 +183,7 @@ def test_amp_and_auto_scale_lr_say_what_they_need(
     assert "base_batch_size" in fails("train.py", tiny_config, "--auto-scale-lr")
 
 
+@pytest.mark.slow
 def test_unreachable_url_ends_in_one_message(tool: Callable, tiny_config: Path, tmp_path) -> None:
     """The whole way, in a process of its own; nothing listens on port 9 of this machine."""
     weights = "http://127.0.0.1:9/swin.pth"

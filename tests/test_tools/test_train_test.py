@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
+NO_VALIDATION = ["--cfg-options", "val_cfg=None", "val_dataloader=None", "val_evaluator=None"]
 
 
 def losses(work_dir: Path) -> list[dict[int, dict[str, float]]]:
@@ -36,16 +37,7 @@ def losses(work_dir: Path) -> list[dict[int, dict[str, float]]]:
 def trained(tool: Callable, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Work folder of an uninterrupted run."""
     work_dir = tmp_path_factory.mktemp("trained")
-    done = tool(
-        "train.py",
-        tiny_config,
-        "--work-dir",
-        work_dir,
-        "--cfg-options",
-        "val_cfg=None",
-        "val_dataloader=None",
-        "val_evaluator=None",
-    )
+    done = tool("train.py", tiny_config, "--work-dir", work_dir, *NO_VALIDATION)
     assert done.returncode == 0, done.stderr
     return work_dir
 
@@ -62,8 +54,8 @@ def test_train_logs_every_iteration_and_keeps_checkpoints(trained: Path) -> None
 def test_a_killed_and_resumed_run_repeats_the_uninterrupted_one(
     trained: Path, tool: Callable, tiny_config: Path, tmp_path: Path
 ) -> None:
-    off = ["--cfg-options", "val_cfg=None", "val_dataloader=None", "val_evaluator=None"]
-    command = [sys.executable, ROOT / "tools/train.py", tiny_config, "--work-dir", tmp_path, *off]
+    command = [sys.executable, ROOT / "tools/train.py", tiny_config, "--work-dir", tmp_path]
+    command += NO_VALIDATION
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -79,7 +71,7 @@ def test_a_killed_and_resumed_run_repeats_the_uninterrupted_one(
     assert not (tmp_path / "iter_40.pth").exists()
     # The number of workers is no part of the randomness.
     alone = ["train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False"]
-    done = tool("train.py", tiny_config, "--work-dir", tmp_path, "--resume", *off, *alone)
+    done = tool("train.py", tiny_config, "--work-dir", tmp_path, "--resume", *NO_VALIDATION, *alone)
     assert done.returncode == 0, done.stderr
 
     (whole,), (killed, resumed) = losses(trained), losses(tmp_path)

@@ -1,0 +1,91 @@
+"""Every command and config that the README names: it exists, and does what the README says."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmdet.registry import MODELS
+from mmengine.config import Config
+
+from ltm_det.backbones import LTMSwin
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Shell commands of the README, less comments, one a line."""
+    lines = "\n".join(code_blocks("bash")).replace("\\\n", " ").splitlines()
+    return [" ".join(shlex.split(line, comments=True)) for line in lines if line.strip()]
+
+
+def run(command: str) -> subprocess.CompletedProcess:
+    """Runs a command from the repository's root, distributed ones on one process."""
+    words = shlex.split(command)
+    while "=" in words[0]:  # NNODES=2 and its like: other machines are not to be had here
+        words = words[1:]
+    if words[0].endswith(".sh"):
+        words = ["1" if word == "8" else word for word in words]
+        words = ["env", f"PYTHON={sys.executable}", *words]
+    elif words[0] == "python":
+        words[0] = sys.executable
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_every_named_path_exists() -> None:
+    named = set(re.findall(r"\b(?:configs|tools|ltm_det|docs|results)/[\w{},./-]*\w", README))
+    assert len(named) > 10
+    for path in named:
+        stem, choices, rest = re.fullmatch(r"([^{]*)(?:\{(.*?)\}(.*))?", path).groups()
+        for choice in choices.split(",") if choices else [""]:
+            assert (ROOT / f"{stem}{choice}{rest or ''}").exists(), path
+
+
+def test_make_targets_exist() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    wanted = [command.split()[1] for command in commands() if command.startswith("make ")]
+    assert wanted and set(wanted) <= set(targets)
+
+
+def test_three_line_inheritance(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(code_blocks("python")[0])
+    config = Config.fromfile(tmp_path / "mine.py")
+    config.model.backbone.init_cfg = None
+    backbone = MODELS.build(config.model.backbone)
+    assert isinstance(backbone, LTMSwin)
+    assert [stage.kept for stage in backbone.stages] == [
+        [49, 25],
+        [49, 25],
+        [49] * 2 + [25] * 16,
+        [49, 25],
+    ]
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "flops.py" in c])
+def test_flops_commands(command: str) -> None:
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^backbone +187\.6", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((ROOT / "data/coco").exists(), reason="COCO is there: this would train")
+@pytest.mark.parametrize("command", [c for c in commands() if re.search("train|test", c)])
+def test_coco_commands_say_where_coco_belongs(command: str) -> None:
+    """Without COCO or a checkpoint, each stops with the remedy; what runs with them, other tests
+    show on demo data and tiny data."""
+    if command.startswith("make"):
+        pytest.skip("make test is what runs this; make demo is too long for a test")
+    done = run(command)
+    assert done.returncode != 0
+    assert "train.py: the data of train_dataloader is not there" in done.stderr or (
+        "test.py: no checkpoint at" in done.stderr
+    )
+    assert "Traceback" not in done.stderr or ".sh" in command  # torchrun adds one of its own
