@@ -1,7 +1,8 @@
 """Paired study on the demo data: the same schedule, data and seeds for dense and merged backbones.
 
 Trains every (variant, seed) that OUT has no row for yet, through tools/train.py, and adds a row
-with its AP; so an interrupted study goes on where it stopped. Each run uses one thread.
+with its AP; so an interrupted study goes on where it stopped. Each run uses one thread. Beside
+OUT.csv, OUT.md gets the mean and the range over seeds, with the backbone's GMACs.
 """
 
 import argparse
@@ -16,6 +17,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
+
+# isort: split
+from ltm_det.analysis.flops import compare  # noqa: E402
+from ltm_det.engine.preflight import load_config  # noqa: E402
+
+SHAPE = (112, 112)  # of the demo's images
 DENSE = "configs/demo_swin_maskrcnn.py"
 MERGED = "configs/demo_ltm_swin_maskrcnn.py"
 # Name of a variant: its config and what is changed in it, in --cfg-options grammar.
@@ -32,18 +42,19 @@ COLUMNS = ("variant", "seed", *METRICS, "minutes", "jobs", "commit", "command")
 
 
 def train(variant: str, seed: int, work_dir: Path, extra: str, jobs: int) -> dict[str, object]:
-    """Trains and evaluates one run; returns its row."""
+    """Trains and evaluates one run, in a folder below ``work_dir``; returns its row."""
     config, changes = VARIANTS[variant]
     work_dir = work_dir / f"{variant}_seed{seed}"
     command = ["tools/train.py", config, "--work-dir", str(work_dir), "--cfg-options"]
     command += [f"randomness.seed={seed}", *changes.split(), *extra.split()]
+    work_dir = ROOT / work_dir
     work_dir.mkdir(parents=True, exist_ok=True)
     start = time.time()
     with open(work_dir / "log.txt", "w") as log:
         env = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-        subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=log, check=True
-        )
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=log)
+    if done.returncode:
+        raise RuntimeError(f"{variant}, seed {seed}, failed: see {log.name}")
     minutes = round((time.time() - start) / 60, 2)
     row = dict(variant=variant, seed=seed, minutes=minutes, jobs=jobs, commit=commit())
     row.update(last_metrics(work_dir), command=shlex.join(["python", *command]))
@@ -58,6 +69,27 @@ def last_metrics(work_dir: Path) -> dict[str, float]:
     return {name: last[f"coco/{name}"] for name in METRICS}
 
 
+def summary(rows: list[dict[str, object]]) -> str:
+    """A table in Markdown: mean AP of each variant with its least and largest, GMACs, ratio."""
+    lines = ["| variant | seeds | box AP | mask AP | backbone GMACs | of dense |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for name, (path, changes) in VARIANTS.items():
+        runs = [row for row in rows if row["variant"] == name]
+        if not runs:
+            continue
+        options = dict(change.split("=") for change in changes.split())
+        counts = compare(load_config(str(ROOT / path), options), SHAPE)
+        gmacs = [side.macs["backbone"] / 1e9 for side in counts.values()]
+        cells = [name, str(len(runs))]
+        for metric in ("bbox_mAP", "segm_mAP"):
+            ap = [100 * float(row[metric]) for row in runs]
+            spread = f" ({min(ap):.1f} to {max(ap):.1f})" if len(ap) > 1 else ""
+            cells.append(f"{sum(ap) / len(ap):.1f}{spread}")
+        cells += [f"{gmacs[-1]:.3f}", f"{gmacs[-1] / gmacs[0]:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def commit() -> str:
     """The commit that runs, marked where files differ from it."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty"]
@@ -70,7 +102,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--out", type=Path, default=ROOT / "results/demo_study.csv")
-    parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs/study")
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/study"))
     parser.add_argument("--extra", default="", help="more --cfg-options for every run, quoted")
     args = parser.parse_args()
 
@@ -91,6 +123,7 @@ def main() -> None:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
+            args.out.with_suffix(".md").write_text(summary(rows))
             print({name: run.result()[name] for name in ("variant", "seed", *METRICS, "minutes")})
 
 
