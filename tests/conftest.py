@@ -11,6 +11,9 @@ import torch
 
 import ltm_det  # noqa: F401  first of all: without it, mmdet's models cannot be imported
 
+# isort: split
+from mmengine.visualization import Visualizer
+
 ROOT = Path(__file__).parents[1]
 HIDE = """
 import sys
@@ -47,3 +50,10 @@ def run_python() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def no_visualizer_left_behind():
+    """mmengine's hooks take the newest visualizer made in the process: each test's is its own."""
+    yield
+    Visualizer._instance_dict.clear()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
 from ltm_det.backbones import LTMSwin
@@ -58,6 +59,7 @@ def test_three_line_inheritance(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(code_blocks("python")[0])
     config = Config.fromfile(tmp_path / "mine.py")
     config.model.backbone.init_cfg = None
+    register_all_modules()
     backbone = MODELS.build(config.model.backbone)
     assert isinstance(backbone, LTMSwin)
     assert [stage.kept for stage in backbone.stages] == [
