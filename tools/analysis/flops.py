@@ -6,6 +6,7 @@ shape, 1000 boxes for each box head, 100 for each mask head; 1 GMAC is 2 GFLOP.
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def main() -> int:
     print(as_table(counts))
     if args.json is not None:
         result = dict(
+            command=shlex.join(["python", *sys.argv]),
             config=args.config,
             shape=args.shape,
             proposals=PROPOSALS,
