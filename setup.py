@@ -15,6 +15,8 @@ setup(
     name="ltm_det",
     version=VERSION,
     description="Learnable token merging (LTM) backbones for MMDetection 3.x",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ltm_det", "ltm_det.*"]),
