@@ -67,7 +67,11 @@ class LTMSwinStage(BaseModule):
         self.blocks = ModuleList(map(LTMSwinBlock, stage.blocks, sides, block_mergers))
         span_mergers = _merger_chain(dim, self.window, span_tokens, merger)
         self.mergers = nn.ModuleDict(  # by the block before which it merges
-            {str(span.start): m for span, m in zip(self.spans, span_mergers, strict=True) if m}
+            {
+                str(span.start): m
+                for span, m in zip(self.spans, span_mergers, strict=True)
+                if m is not None
+            }
         )
         self.downsample = stage.downsample
 
@@ -174,6 +178,9 @@ class LTMSwin(SwinTransformer):
 
     def init_weights(self) -> None:
         """From scratch, or from init_cfg: type='Pretrained', checkpoint[, prefix, drop_mergers]."""
+        kept = [stage.kept for stage in self.stages]
+        window = self.stages[0].window
+        print_log(f"LTMSwin: each block keeps, of {window**2} tokens a window, {kept}", "current")
         if self.init_cfg is None:
             return super().init_weights()
         options = dict(self.init_cfg)
