@@ -41,7 +41,7 @@ METRICS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")
 COLUMNS = ("variant", "seed", *METRICS, "minutes", "jobs", "commit", "command")
 
 
-def train(variant: str, seed: int, work_dir: Path, extra: str, jobs: int) -> dict[str, object]:
+def train(variant: str, seed: int, work_dir: Path, extra: str) -> dict[str, object]:
     """Trains and evaluates one run, in a folder below ``work_dir``; returns its row."""
     config, changes = VARIANTS[variant]
     work_dir = work_dir / f"{variant}_seed{seed}"
@@ -56,9 +56,10 @@ def train(variant: str, seed: int, work_dir: Path, extra: str, jobs: int) -> dic
     if done.returncode:
         raise RuntimeError(f"{variant}, seed {seed}, failed: see {log.name}")
     minutes = round((time.time() - start) / 60, 2)
-    row = dict(variant=variant, seed=seed, minutes=minutes, jobs=jobs, commit=commit())
-    row.update(last_metrics(work_dir), command=shlex.join(["python", *command]))
-    return row
+    command = shlex.join(["python", *command])
+    return dict(
+        variant=variant, seed=seed, minutes=minutes, command=command, **last_metrics(work_dir)
+    )
 
 
 def last_metrics(work_dir: Path) -> dict[str, float]:
@@ -114,10 +115,11 @@ def main() -> None:
     todo = [(v, s) for s in args.seeds for v in args.variants if (v, s) not in done]
     print(f"{len(done)} runs are in {args.out}, {len(todo)} to do")
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    settings = dict(jobs=args.jobs, commit=commit())  # before OUT itself differs from the commit
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = [pool.submit(train, v, s, args.work_dir, args.extra, args.jobs) for v, s in todo]
+        runs = [pool.submit(train, v, s, args.work_dir, args.extra) for v, s in todo]
         for run in as_completed(runs):
-            rows.append(run.result())
+            rows.append(run.result() | settings)
             rows.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
             with open(args.out, "w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
