@@ -32,6 +32,10 @@ class WindowGrid(NamedTuple):
     def columns(self) -> int:
         return -(-self.width // self.window)
 
+    @property
+    def padded(self) -> bool:
+        return self.height % self.window > 0 or self.width % self.window > 0
+
     def merged(self, side: int) -> "WindowGrid":
         """The grid of the same windows with ``side`` x ``side`` tokens each; nothing is padding."""
         return WindowGrid(self.rows * side, self.columns * side, side)
@@ -59,15 +63,11 @@ class WindowGrid(NamedTuple):
 
     def no_merging(self) -> Merging:
         """Keeps all real tokens and drops padded ones: what a dense block's MLP works on."""
-        if self.height % self.window == 0 and self.width % self.window == 0:
-            return NO_MERGING
-        return Merging(self.reverse, self.partition)
+        return Merging(self.reverse, self.partition) if self.padded else NO_MERGING
 
     def valid(self, device: torch.device) -> Tensor | None:
         """(W, N), False for padded tokens; None where no token is padded."""
-        if self.height % self.window == 0 and self.width % self.window == 0:
-            return None
-        return _valid(self, device)
+        return _valid(self, device) if self.padded else None
 
     def shift_mask(self, shift: int, device: torch.device) -> Tensor:
         """(W, N, N), what attention in windows rolled by -shift adds to its logits."""
