@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 PROPOSALS = 1000
 MASK_ROIS = 100
+ATTENTION = {"attn", "w_msa"}  # names of attention modules
 
 
 class Counts(NamedTuple):
@@ -84,6 +85,34 @@ def count_backbone(backbone: nn.Module, shape: tuple[int, int]) -> Counts:
     backbone.eval()  # not chained: on mmdet's Swin it returns None
     macs, params, _ = backbone_counts(backbone, shape)
     return Counts(macs, params)
+
+
+def attention_macs(backbone: nn.Module, shape: tuple[int, int]) -> int:
+    """Multiply-accumulates of attention's own products in a backbone, on one image.
+
+    These are all products inside modules named ``attn`` or ``w_msa`` that are not linear layers:
+    queries with keys, attention with values, and those that make relative positions.
+    """
+    backbone = copy.deepcopy(backbone).to("meta")
+    backbone.eval()
+    counter = FlopCounterMode(display=False)
+    count_call(backbone, torch.empty(1, 3, *shape, device="meta"), counter=counter)
+    flops = counter.get_flop_counts()
+
+    def products(name: str) -> int:
+        """Without products that add a bias: linear layers called as functions, not as modules."""
+        counts = flops.get(f"{type(backbone).__name__}.{name}", {})
+        return sum(n for op, n in counts.items() if op != torch.ops.aten.addmm)
+
+    total = 0
+    for name, module in backbone.named_modules():
+        *parents, own = name.split(".")
+        if own in ATTENTION and not ATTENTION & {*parents}:  # the outermost one holds the rest
+            total += products(name)
+            for inner, layer in module.named_modules():
+                if isinstance(layer, nn.Linear):
+                    total -= products(f"{name}.{inner}")
+    return total // 2
 
 
 def backbone_counts(backbone: nn.Module, shape: tuple[int, int]) -> tuple[dict, dict, Tensor]:
@@ -172,6 +201,12 @@ def build_detector(cfg: Config) -> nn.Module:
     return MODELS.build(without_pretraining(cfg.model))
 
 
+def build_backbone(cfg: Config) -> nn.Module:
+    """Builds the backbone of a config's detector, without any pretrained checkpoint."""
+    init_default_scope(cfg.get("default_scope", "mmdet"))
+    return MODELS.build(without_pretraining(cfg.model.backbone))
+
+
 def without_pretraining(node: object) -> object:
     """A copy of a model's config in which every ``init_cfg`` that loads a file is None."""
     node = copy.deepcopy(node)
@@ -221,6 +256,11 @@ def as_table(counts: dict[str, Counts]) -> str:
         rows.append(
             [label, *(f"{n / 1e9:.2f}" for n in macs), *ratio, *(f"{n / 1e6:.2f}" for n in params)]
         )
+    return aligned(rows)
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells as lines: the first column aligned to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         row[0].ljust(widths[0]) + "".join(f"  {c:>{w}}" for c, w in zip(row[1:], widths[1:]))

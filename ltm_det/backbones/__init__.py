@@ -1,5 +1,6 @@
 """Backbones with token merging, registered with mmdet on import."""
 
 from ltm_det.backbones.swin import LTMSwin
+from ltm_det.backbones.vit import LTMViT
 
-__all__ = ["LTMSwin"]
+__all__ = ["LTMSwin", "LTMViT"]

@@ -15,14 +15,21 @@ from mmdet.models.backbones.swin import SwinBlockSequence
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, ModuleList
-from mmengine.runner import CheckpointLoader
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from ltm_det.backbones.swin_layers import LTMSwinBlock
-from ltm_det.backbones.swin_weights import account_prefixed, load_accounted
+from ltm_det.backbones.swin_weights import SWIN
+from ltm_det.backbones.weights import AccountedLoading
 from ltm_det.backbones.windows import WindowGrid
-from ltm_det.merging import Merger, build_merger, kept_side, kept_tokens, ratio_schedule
+from ltm_det.merging import (
+    Merger,
+    build_merger,
+    kept_side,
+    kept_tokens,
+    merger_options,
+    ratio_schedule,
+)
 
 SCOPES = ("block", "stage")
 
@@ -127,7 +134,7 @@ def _merger_chain(
 
 
 @MODELS.register_module()
-class LTMSwin(SwinTransformer):
+class LTMSwin(AccountedLoading, SwinTransformer):
     """Swin Transformer with learnable token merging, restored to full feature maps for FPN.
 
     Every argument of mmdet's SwinTransformer is taken, and its parameters keep their names, so
@@ -151,6 +158,8 @@ class LTMSwin(SwinTransformer):
     Raises:
         ValueError: On an unknown scope, merger or mask, or a bad ratio schedule.
     """
+
+    family = SWIN
 
     def __init__(
         self,
@@ -181,21 +190,7 @@ class LTMSwin(SwinTransformer):
         kept = [stage.kept for stage in self.stages]
         window = self.stages[0].window
         print_log(f"LTMSwin: each block keeps, of {window**2} tokens a window, {kept}", "current")
-        if self.init_cfg is None:
-            return super().init_weights()
-        options = dict(self.init_cfg)
-        if options.pop("type", None) != "Pretrained":
-            raise ValueError(f"init_cfg={self.init_cfg}: LTMSwin takes type='Pretrained' or None")
-        checkpoint = CheckpointLoader.load_checkpoint(options.pop("checkpoint"), map_location="cpu")
-        note = load_accounted(self, checkpoint, grid=self.pretrain_grid, **options)
-        if note:
-            print_log(f"LTMSwin: {note}", logger="current")
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        note = account_prefixed(state_dict, prefix, self.state_dict(), self.pretrain_grid)
-        if note:
-            print_log(f"LTMSwin, {prefix!r}: {note}", logger="current")
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super().init_weights()
 
     def train(self, mode: bool = True) -> "LTMSwin":
         super().train(mode)
@@ -231,14 +226,7 @@ def _parse_merger(
     """Ratios of all blocks, the scope, and the options left for the mergers themselves."""
     if merger is None:
         return [[1.0] * depth for depth in depths], "stage", {}
-    if not isinstance(merger, Mapping):
-        raise ValueError(
-            f"merger must be None or a dict with type and compression_ratio: {merger!r}"
-        )
-    options = dict(merger)
-    missing = {"type", "compression_ratio"} - options.keys()
-    if missing:
-        raise ValueError(f"merger={dict(merger)} lacks {sorted(missing)}")
+    options = merger_options(merger)
     scope = options.pop("scope", "stage")
     if scope not in SCOPES:
         raise ValueError(f"unknown scope {scope!r}: choose one of {SCOPES}")

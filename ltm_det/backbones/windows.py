@@ -40,6 +40,16 @@ class WindowGrid(NamedTuple):
         """The grid of the same windows with ``side`` x ``side`` tokens each; nothing is padding."""
         return WindowGrid(self.rows * side, self.columns * side, side)
 
+    def shrunk(self, side: int) -> "WindowGrid":
+        """As `merged`, but a map that ends where the real tokens do: cells of padding alone pad
+        its windows."""
+
+        def cells(length: int) -> int:
+            whole, rest = divmod(length, self.window)
+            return whole * side + -(-rest * side // self.window)
+
+        return WindowGrid(cells(self.height), cells(self.width), side)
+
     def partition(self, x: Tensor) -> Tensor:
         """(B, H * W, C) to window layout; padded tokens are zero."""
         height, width, m = self.rows * self.window, self.columns * self.window, self.window

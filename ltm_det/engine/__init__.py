@@ -1,6 +1,10 @@
-"""What runs around the training loop: hooks, and the checks before it. Registers its hooks."""
+"""What runs around the training loop: hooks, optimisers, and the checks before it.
 
+Registers its hooks and constructors of optimisers.
+"""
+
+from ltm_det.engine.layer_decay import LayerDecayConstructor
 from ltm_det.engine.preflight import PreflightError
 from ltm_det.engine.resume_hook import ExactResumeHook
 
-__all__ = ["ExactResumeHook", "PreflightError"]
+__all__ = ["ExactResumeHook", "LayerDecayConstructor", "PreflightError"]

@@ -3,11 +3,14 @@
 To add a method, write one file with a :class:`Merger` and name it in :data:`MERGERS`.
 """
 
-from ltm_det.merging.base import NO_MERGING, Merger, Merging
+from collections.abc import Mapping
+from typing import Any
+
+from ltm_det.merging.base import NO_MERGING, SHUT, Merger, Merging
 from ltm_det.merging.ltm import LTM
 from ltm_det.merging.pool import Pool
 from ltm_det.merging.pooling import pooling_matrix
-from ltm_det.merging.schedule import kept_side, kept_tokens, ratio_schedule
+from ltm_det.merging.schedule import check_ratio, kept_side, kept_tokens, ratio_schedule
 
 MERGERS: dict[str, type[Merger]] = {"LTM": LTM, "Pool": Pool}
 
@@ -23,16 +26,35 @@ def build_merger(type: str, **options) -> Merger:
     return MERGERS[type](**options)
 
 
+def merger_options(merger: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a backbone's ``merger`` argument, which has to be a dict with type and ratio.
+
+    Raises:
+        ValueError: Names what is missing.
+    """
+    if not isinstance(merger, Mapping):
+        raise ValueError(
+            f"merger must be None or a dict with type and compression_ratio: {merger!r}"
+        )
+    missing = {"type", "compression_ratio"} - merger.keys()
+    if missing:
+        raise ValueError(f"merger={dict(merger)} lacks {sorted(missing)}")
+    return dict(merger)
+
+
 __all__ = [
     "LTM",
     "MERGERS",
     "NO_MERGING",
+    "SHUT",
     "Merger",
     "Merging",
     "Pool",
     "build_merger",
+    "check_ratio",
     "kept_side",
     "kept_tokens",
+    "merger_options",
     "pooling_matrix",
     "ratio_schedule",
 ]

@@ -96,7 +96,7 @@ def matrix_merging(
     if shut_empty:
         key_bias = torch.zeros_like(size, dtype=dtype).masked_fill(size <= 0, SHUT)
     return Merging(
-        merge=lambda x: weights.transpose(-1, -2) @ x,
-        unmerge=lambda y: restore @ y,
+        merge=lambda x: (weights.transpose(-1, -2) @ x).to(x.dtype),  # full precision under AMP
+        unmerge=lambda y: (restore @ y).to(y.dtype),
         key_bias=key_bias,
     )

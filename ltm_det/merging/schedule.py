@@ -18,6 +18,15 @@ def kept_side(ratio: float, window: int) -> int:
     return max(1, math.floor(window * math.sqrt(ratio) + 0.5))
 
 
+def check_ratio(ratio: float, where: str = "") -> float:
+    """The ratio itself; ValueError where it is no number in (0, 1]."""
+    if not (isinstance(ratio, Real) and not isinstance(ratio, bool) and 0 < ratio <= 1):
+        raise ValueError(
+            f"compression_ratio must lie in (0, 1] (it is the kept fraction), got {ratio!r}{where}"
+        )
+    return ratio
+
+
 def ratio_schedule(
     compression_ratio: Ratios, depths: Sequence[int], dense_blocks: DenseBlocks = None
 ) -> list[list[float]]:
@@ -67,13 +76,7 @@ def _block_ratios(ratio: float | Sequence[float], depth: int, stage: int) -> lis
             f"compression_ratio of stage {stage} has {len(ratios)} entries for {depth} blocks: "
             "give one number, or one entry per block"
         )
-    for r in ratios:
-        if not (isinstance(r, Real) and not isinstance(r, bool) and 0 < r <= 1):
-            raise ValueError(
-                f"compression_ratio must lie in (0, 1] (it is the kept fraction), got {r!r} "
-                f"in stage {stage}"
-            )
-    return ratios
+    return [check_ratio(r, f" in stage {stage}") for r in ratios]
 
 
 def _dense_indices(dense: int | Sequence[int], depth: int, stage: int) -> Sequence[int]:

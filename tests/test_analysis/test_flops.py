@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from mmdet.models import SwinTransformer
@@ -15,7 +16,13 @@ from mmengine.hub import get_config
 from torch import nn
 
 from ltm_det.analysis import flops
-from ltm_det.analysis.flops import Counts, count_backbone, count_call, count_macs
+from ltm_det.analysis.flops import (
+    Counts,
+    attention_macs,
+    count_backbone,
+    count_call,
+    count_macs,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 C, HEIGHT, WIDTH, WINDOW = 8, 64, 96, 4
@@ -126,6 +133,75 @@ def test_fused_attention_counts_as_its_matrix_products(device: str) -> None:
     assert count_call(explicit, q, k, v, bias)[0] == expected
     assert count_call(F.scaled_dot_product_attention, q, k, v, bias)[0] == expected
     assert count_call(F.scaled_dot_product_attention, q, k, v)[0] == expected
+
+
+def swin_attention_by_hand(height: int, width: int, kept: int = WINDOW) -> int:
+    """Macs of attention's own products in SWIN, in windows of ``kept`` x ``kept`` tokens."""
+    h, w = height // 4, width // 4
+    macs = 0
+    for i, (depth, heads) in enumerate(zip(DEPTHS, HEADS, strict=True)):
+        windows = -(-h // WINDOW) * -(-w // WINDOW)
+        head_dim = C * 2**i // heads
+        macs += depth * 2 * windows * heads * kept**4 * head_dim
+        if kept < WINDOW:  # the bias of merged tokens is read off the table by a product
+            macs += depth * heads * (2 * kept - 1) ** 2 * (2 * WINDOW - 1) ** 2
+        h, w = -(-h // 2), -(-w // 2)
+    return macs
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (100, 36)])
+def test_attention_of_swin_is_counted_as_by_hand(shape: tuple[int, int]) -> None:
+    expected = swin_attention_by_hand(*shape)
+    assert attention_macs(SwinTransformer(**SWIN), shape) == expected
+    assert attention_macs(MODELS.build(dict(type="LTMSwin", **SWIN)), shape) == expected
+    merger = dict(type="LTM", compression_ratio=0.25, dense_blocks=0)
+    merged = MODELS.build(dict(type="LTMSwin", merger=merger, **SWIN))
+    assert attention_macs(merged, shape) == swin_attention_by_hand(*shape, kept=2)
+
+
+@pytest.mark.parametrize("rel_pos", [False, True])
+def test_attention_of_vit_is_counted_as_by_hand(rel_pos: bool) -> None:
+    vit = dict(type="LTMViT", embed_dims=C, depth=4, num_heads=2, window_size=4)
+    vit.update(global_blocks=[1, 3], use_rel_pos=rel_pos)
+
+    def by_hand(side: int, h: int, w: int) -> int:
+        """A windowed block, on two windows, and a global one; either with relative positions."""
+        windowed = 2 * (2 * side**4 + rel_pos * side**2 * 2 * side)
+        return C * (windowed + 2 * (h * w) ** 2 + rel_pos * h * w * (h + w))
+
+    dense = by_hand(4, 3, 5)  # patches of 48 x 80 pixels
+    assert attention_macs(MODELS.build(vit), (48, 80)) == 2 * dense
+    vit["merger"] = dict(type="LTM", compression_ratio=0.25, merge_at=2)
+    assert attention_macs(MODELS.build(vit), (48, 80)) == dense + by_hand(2, 2, 3)
+
+
+def test_attention_of_timms_vits_is_counted_as_by_hand() -> None:
+    expected = 3 * 2 * 16**2 * C  # blocks, two products, 4 x 4 patches
+    options = dict(img_size=64, patch_size=16, embed_dim=C, depth=3, num_heads=2, num_classes=0)
+    plain = timm.models.VisionTransformer(class_token=False, global_pool="", **options)
+    assert attention_macs(plain, (64, 64)) == expected
+    beit = timm.models.Beit(global_pool="", **options)  # calls linear layers as functions
+    assert attention_macs(beit, (64, 64)) == expected // 16**2 * 17**2  # with class token
+
+
+def test_attention_within_attention_counts_once_and_none_is_zero() -> None:
+    class Layer(nn.Module):
+        def __init__(self, **children: nn.Module) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(4, 4)
+            for name, child in children.items():
+                setattr(self, name, child)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.qkv(x.flatten(1, 2) if x.ndim == 4 else x)  # (1, 12, 4)
+            for name, child in self.named_children():
+                x = child(x) if name != "qkv" else x
+            return x @ x.mT @ x
+
+    product = 2 * 12 * 12 * 4
+    nested = Layer(attn=Layer(inner=Layer(w_msa=Layer())))
+    assert attention_macs(nested, (4, 4)) == 3 * product
+    assert attention_macs(Layer(), (4, 4)) == 0
 
 
 def test_products_outside_of_any_submodule_are_not_lost() -> None:

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from tests.test_backbones.harness import MASKS, MERGERS, merger_name
-from tests.test_backbones.swin_cases import SCOPES
+from tests.test_backbones import swin_cases, vit_cases
+from tests.test_backbones.harness import LAYOUTS, MASKS, MERGERS, merger_name
+
+FAMILIES = {**swin_cases.FAMILIES, **vit_cases.FAMILIES}
 
 
 @pytest.fixture
@@ -14,7 +16,17 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.fixture(params=SCOPES)
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request):
+    return request.param
+
+
+@pytest.fixture(params=swin_cases.SCOPES)
 def scope(request):
     return request.param
 

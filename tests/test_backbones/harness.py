@@ -7,7 +7,8 @@ returns a list of maps (B, C, h, w).
 import copy
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,41 @@ from ltm_det.merging import Merger
 
 MASKS = [dict(type="LTM", mask=mask) for mask in ("soft", "hard", "hard_soft")]
 MERGERS = [*MASKS, dict(type="Pool")]
+LAYOUTS = ["start", "later", "twice"]
+
+# Parameters that show in the features only where their values are of the order of one.
+LARGE = ("bias_table", "initial_logits", "step", "pos_embed", "prefix_tokens", "rel_pos_h")
+LARGE = (*LARGE, "rel_pos_w")
+
+
+class Family(NamedTuple):
+    """Small models of one kind, with windows of 4 on patches of 4 pixels.
+
+    Attributes:
+        make: (merger, ratio=0.5, **options) to a new model. The ratio is that of a merger which has
+            none itself.
+        dense: (model, **options) to the dense model of the same weights and options.
+        maps: (h, w) of the first map to the shapes (C, h, w) of all.
+        layouts: By LAYOUTS, options of the merger: merged from the first block on, or later, or in
+            two spans.
+        depth: Number of blocks to options that give as many, all in one stage.
+        equal: Options with which tokens of an image of one colour are equal.
+        local: Options with which tokens see no further than their surroundings.
+        unread: Options with which dense blocks do not read padding either.
+    """
+
+    make: Callable[..., nn.Module]
+    dense: Callable[..., nn.Module]
+    maps: Callable[[int, int], list[tuple[int, int, int]]]
+    layouts: dict[str, dict[str, Any]]
+    depth: Callable[[int], dict[str, Any]]
+    equal: dict[str, Any] = {}
+    local: dict[str, Any] = {}
+    unread: dict[str, Any] = {}
+
+    def build(self, merger: dict[str, Any] | None, **options: Any) -> nn.Module:
+        """One of random weights, in evaluation mode."""
+        return randomise(self.make(merger, **options))
 
 
 def merger_name(merger: dict) -> str:
@@ -29,7 +65,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             std = 1 / math.sqrt(parameter[0].numel()) if parameter.ndim > 1 else 0.3
-            if name.endswith(("bias_table", "initial_logits", "step", "pos_embed")):
+            if name.endswith(LARGE):
                 std = 1.0
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(std * noise + (parameter.ndim == 1 and name.endswith("weight")))

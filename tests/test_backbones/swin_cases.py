@@ -1,9 +1,11 @@
 """Small LTMSwins and mmdet's Swin of the same weights: what all tests of LTMSwin share."""
 
+from functools import partial
+
 from mmdet.models.backbones import SwinTransformer
 
 from ltm_det.backbones import LTMSwin
-from tests.test_backbones.harness import randomise
+from tests.test_backbones.harness import Family, randomise
 
 # two stages, windows of 4, cheap in float64
 MINI = dict(
@@ -23,11 +25,16 @@ CUSTOM = dict(
 SCOPES = ["block", "stage"]
 
 
-def build(merger, scope="stage", ratio=0.5, sizes=MINI, **options):
-    """A small backbone of random weights in evaluation mode; extra options go to the backbone."""
+def make(merger, scope="stage", ratio=0.5, sizes=MINI, **options):
+    """A small backbone; extra options go to it."""
     if merger is not None:
         merger = dict(dict(compression_ratio=ratio, scope=scope), **merger)
-    return randomise(LTMSwin(merger=merger, **{**sizes, **options}))
+    return LTMSwin(merger=merger, **{**sizes, **options})
+
+
+def build(*args, **options):
+    """As `make`, of random weights in evaluation mode."""
+    return randomise(make(*args, **options))
 
 
 def reference_of(model, sizes=MINI, **options):
@@ -44,3 +51,20 @@ def chain_of(stage):
     found = {f"{i}": b.merger for i, b in enumerate(stage.blocks) if b.merger is not None}
     found.update(stage.mergers.items())
     return [(int(name), merger.tokens, merger.chained) for name, merger in found.items()]
+
+
+def family(scope):
+    return Family(
+        make=partial(make, scope=scope),
+        dense=reference_of,
+        maps=lambda h, w: [(8, h, w), (16, (h + 1) // 2, (w + 1) // 2)],
+        layouts={
+            "start": dict(dense_blocks=0),
+            "later": dict(dense_blocks=1),
+            "twice": dict(dense_blocks=([1], [1])),
+        },
+        depth=lambda blocks: dict(sizes=dict(ONE_STAGE, depths=(blocks,))),
+    )
+
+
+FAMILIES = {f"swin-{scope}": family(scope) for scope in SCOPES}

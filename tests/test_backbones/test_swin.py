@@ -9,8 +9,6 @@ from mmdet.models.backbones import SwinTransformer
 from ltm_det.backbones import LTMSwin
 from ltm_det.backbones.windows import WindowGrid
 from tests.test_backbones.harness import (
-    assert_further_padding_reaches_no_further,
-    assert_images_are_independent,
     assert_padded_tokens_are_not_read,
     difference,
     randomise,
@@ -103,18 +101,6 @@ def test_sizes_as_mmdet():
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("ratio", [0.06, 0.3, 0.7])
-def test_image_of_one_colour_is_merged_without_loss(float64, merger, scope, training, ratio):
-    """Attention among equal tokens gives what one of them gives, so that in an unpadded map all
-    tokens stay equal; both scopes are then lossless."""
-    model = build(dict(merger, dense_blocks=0), scope, ratio)
-    dense = reference_of(model)
-    images = torch.randn(2, 3, 1, 1).expand(-1, -1, 64, 32)
-    with torch.no_grad():
-        assert difference(model.train(training)(images), dense(images)) < 1e-9
-
-
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_windows_of_equal_tokens_share_an_mlp_without_loss(float64, merger, training):
     """Block scope, after attention: a window's tokens are equal, windows and images are not."""
     model = build(dict(merger, dense_blocks=0), "block", 0.3)
@@ -129,25 +115,5 @@ def test_windows_of_equal_tokens_share_an_mlp_without_loss(float64, merger, trai
         assert (grid.reverse(out) - dense(x, (6, 9))).abs().max() < 1e-9
 
 
-def test_images_are_independent(float64, merger, scope):
-    assert_images_are_independent(build(merger, scope), torch.randn(3, 3, 37, 50))
-
-
-@pytest.mark.parametrize("dense_blocks", [0, 1, ([1], [1])], ids=str)
-def test_padded_tokens_are_not_read(float64, merger, scope, dense_blocks, monkeypatch):
-    model = build(dict(merger, dense_blocks=dense_blocks), scope)
-    assert_padded_tokens_are_not_read(model, torch.randn(2, 3, 37, 50), monkeypatch)
-
-
 def test_padded_tokens_are_not_read_without_merging(float64, monkeypatch):
     assert_padded_tokens_are_not_read(build(None), torch.randn(2, 3, 37, 50), monkeypatch)
-
-
-@pytest.mark.parametrize("dense_blocks", [0, 1, ([1], [1])], ids=str)
-def test_further_padding_reaches_no_further(float64, merger, scope, dense_blocks):
-    """A wide map of 16 windows, of which the last is cut off, in a batch of a wider one."""
-    model = build(dict(merger, dense_blocks=dense_blocks), scope)
-    images = torch.randn(1, 3, 30, 249)
-    assert_further_padding_reaches_no_further(reference_of(model), model, images, (0, 60), 4)
-    tall = torch.randn(1, 3, 249, 30)
-    assert_further_padding_reaches_no_further(reference_of(model), model, tall, (60, 20), 4)

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from mmdet.models.backbones import SwinTransformer
@@ -11,11 +12,10 @@ from torch import Tensor
 
 from ltm_det.backbones import LTMSwin
 from ltm_det.backbones.swin_layers import WindowAttention, relative_position_index
-from ltm_det.merging import Pool
 from tests.test_backbones.harness import (
-    assert_gradients_reach_mergers,
     mergers_of,
 )
+from tests.test_backbones.oracle import decide, windows_of
 from tests.test_backbones.swin_cases import (
     MINI,
     ONE_STAGE,
@@ -24,27 +24,6 @@ from tests.test_backbones.swin_cases import (
     chain_of,
     reference_of,
 )
-from tests.test_merging.oracle import ltm_oracle, pool_oracle
-
-
-def windows_of(height: int, width: int, m: int) -> dict[tuple[int, int], list[tuple[int, ...]]]:
-    """For each window of the grid, its real tokens: (index in the window, y, x)."""
-    found = {}
-    for y, x in itertools.product(range(height), range(width)):
-        found.setdefault((y // m, x // m), []).append((y % m * m + x % m, y, x))
-    return found
-
-
-def decide(merger, features: Tensor, real: list[int], previous: Tensor | None):
-    """The matrices of one window, of which only real tokens are given."""
-    m = merger.window
-    valid = [n in real for n in range(m * m)]
-    if isinstance(merger, Pool):
-        return pool_oracle(m, merger.tokens, valid)
-    x = torch.zeros(m * m, features.shape[-1])
-    x[real] = features
-    start = previous if merger.chained else merger.initial_logits
-    return ltm_oracle(x, merger.step, start, m, merger.mask, merger.temperature, valid)
 
 
 def bias_at(table: Tensor, m: int, dy: float, dx: float) -> Tensor:
@@ -90,7 +69,7 @@ def block_oracle(block, cells: dict[tuple[int, int], Tensor], m: int, k: int, sh
 def merged_span_oracle(x: Tensor, blocks, merger, m: int, logits: dict) -> tuple[Tensor, dict]:
     """Stage scope: (H, W, C) through a span that merges, one token at a time."""
     k = math.isqrt(merger.tokens)
-    windows, chosen, cells = windows_of(*x.shape[:2], m), {}, {}
+    windows, chosen, cells = windows_of(np.ndindex(*x.shape[:2]), m), {}, {}
     for (r, c), tokens in windows.items():
         features = torch.stack([x[i, j] for _, i, j in tokens])
         real = [n for n, _, _ in tokens]
@@ -114,7 +93,7 @@ def merged_span_oracle(x: Tensor, blocks, merger, m: int, logits: dict) -> tuple
 def merged_mlp_oracle(x: Tensor, block, m: int, logits: dict) -> tuple[Tensor, dict]:
     """Block scope: (H, W, C) after attention through an MLP whose update windows share."""
     out, state = x.clone(), {}
-    for at, tokens in windows_of(*x.shape[:2], m).items():
+    for at, tokens in windows_of(np.ndindex(*x.shape[:2]), m).items():
         features, real = torch.stack([x[i, j] for _, i, j in tokens]), [n for n, _, _ in tokens]
         matrices = decide(block.merger, features, real, logits.get(at))
         state[at] = matrices.logits
@@ -274,23 +253,3 @@ def test_state_dict_is_mmdets_and_the_mergers():
         assert {k: v.shape for k, v in model.state_dict().items()} == {**dense, **own}
     for merger in (None, dict(type="Pool")):
         assert {k: v.shape for k, v in build(merger).state_dict().items()} == dense
-
-
-@pytest.mark.parametrize("dense_blocks", [None, ([1], [1])], ids=str)
-def test_gradients_reach_every_mask_module(float64, ltm, scope, dense_blocks):
-    model = build(dict(ltm, dense_blocks=dense_blocks), scope)
-    assert_gradients_reach_mergers(model, torch.randn(2, 3, 37, 50))
-
-
-def test_gradients_reach_every_mask_module_from_its_own_start(ltm, scope):
-    """U = 0, no random weights: as training begins."""
-    model = LTMSwin(merger=dict(ltm, compression_ratio=0.5, scope=scope), **MINI)
-    model.init_weights()
-    assert_gradients_reach_mergers(model, torch.randn(2, 3, 37, 50))
-
-
-def test_every_parameter_takes_part(ltm, scope):
-    """As distributed training demands."""
-    model = build(ltm, scope).train()
-    sum(m.sum() for m in model(torch.randn(2, 3, 37, 50))).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []

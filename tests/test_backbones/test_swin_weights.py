@@ -1,6 +1,7 @@
 """Loading Swin weights: order proven by numbers, every key accounted for."""
 
 import re
+from functools import partial
 
 import pytest
 import timm
@@ -9,19 +10,15 @@ import torch.nn.functional as F
 from mmdet.models.backbones import SwinTransformer
 from mmdet.models.layers import PatchMerging
 from mmengine.runner import load_checkpoint
-from torch import nn
 
-from ltm_det.backbones import LTMSwin
-from ltm_det.backbones.swin_weights import (
-    account,
-    convert_swin_state_dict,
-    describe,
-    load_accounted,
-    relative_position_index,
-    resample_pos_embed,
-    resample_table,
-    without_mergers,
-)
+from ltm_det.backbones import LTMSwin, accounting, weights
+from ltm_det.backbones.accounting import resample_pos_embed
+from ltm_det.backbones.swin_weights import SWIN, relative_position_index, resample_table
+from ltm_det.backbones.weights import without_mergers
+from tests.test_backbones.checkpoints import Detector, randomise, resample_slowly
+
+account = partial(accounting.account, SWIN)
+load_accounted = partial(weights.load_accounted, SWIN)
 
 SIZES = dict(embed_dims=24, depths=(2, 2, 2, 1), num_heads=(1, 2, 4, 8), drop_path_rate=0.0)
 STAGE = dict(type="LTM", compression_ratio=(1.0, 1.0, 0.51, 1.0), scope="stage")
@@ -34,22 +31,9 @@ BACKBONES = {
 }
 
 
-class Detector(nn.Module):
-    """The least that has a detector's names."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-        self.neck = nn.Linear(3, 3)
-
-
-def randomise(model):
-    """Every parameter at random, norms too: at their start of ones any order would do."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.1).add_(0.3 * (parameter.ndim == 1))
-    model.eval()  # mmdet's returns None
-    return model
+def convert(checkpoint, prefix=None):
+    """The checkpoint's backbone under mmdet's names."""
+    return weights.read_source(SWIN, checkpoint, prefix)[0].state
 
 
 def parameters(state):
@@ -139,11 +123,11 @@ def test_timm_layouts_convert_alike(timm_swin):
     old = {
         earlier.sub(lambda m: f"layers.{int(m[1]) - 1}.downsample", k): v for k, v in new.items()
     }
-    expected = convert_swin_state_dict(new)
+    expected = convert(new)
     for layout in (old, features_only, {"state_dict": old}):
-        converted = convert_swin_state_dict(layout)
+        converted = convert(layout)
         assert_same(expected, converted)
-        assert account(BACKBONES["mmdet"]().state_dict(), converted, classification=True)
+        assert account(BACKBONES["mmdet"]().state_dict(), converted, lenient=True)
 
 
 def test_timm_features_only_model():
@@ -178,7 +162,7 @@ def test_swin_repository_patch_merging_against_loops():
     swin = {"layers.0.blocks.0.attn.qkv.weight": torch.zeros(1)}  # what marks the layout
     swin |= {"layers.0.downsample.norm.weight": norm_w, "layers.0.downsample.norm.bias": norm_b}
     swin["layers.0.downsample.reduction.weight"] = weight
-    converted = convert_swin_state_dict({"model": swin})
+    converted = convert({"model": swin})
     prefix = "stages.0.downsample."
     merging = PatchMerging(in_channels=c, out_channels=2 * c).double()
     merging.load_state_dict(
@@ -256,12 +240,12 @@ def test_mmpretrain_classifier(detector_state):
 )
 def test_unknown_format(state, message):
     with pytest.raises(ValueError, match=message):
-        convert_swin_state_dict(state)
+        convert(state)
 
 
 def test_missing_prefix(detector_state):
     with pytest.raises(ValueError, match="no Swin block under 'teacher.backbone.'"):
-        convert_swin_state_dict(detector_state, prefix="teacher.backbone.")
+        convert(detector_state, prefix="teacher.backbone.")
 
 
 @pytest.mark.parametrize("target", BACKBONES)
@@ -328,28 +312,6 @@ def test_unusual_index_raises(detector_state):
     for other in (detector_state[key].T.contiguous(), relative_position_index(6)):
         with pytest.raises(ValueError, match=rf"{key}: not the usual index of a 7x7 window"):
             account(own, detector_state | {key: other})
-
-
-def cubic(t):
-    """Cubic convolution kernel with a = -0.75, as in bicubic interpolation (Keys, 1981)."""
-    t = abs(t)
-    if t <= 1:
-        return 1.25 * t**3 - 2.25 * t**2 + 1
-    return -0.75 * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.0
-
-
-def resample_slowly(grid, size):
-    """(h, w) to ``size``, one cell at a time; edges repeat, cell centres stay aligned."""
-    out = torch.zeros(size, dtype=torch.float64)
-    (h, w), (new_h, new_w) = grid.shape, size
-    for i in range(new_h):
-        for j in range(new_w):
-            y, x = (i + 0.5) * h / new_h - 0.5, (j + 0.5) * w / new_w - 0.5
-            for row in range(int(y // 1) - 1, int(y // 1) + 3):
-                for column in range(int(x // 1) - 1, int(x // 1) + 3):
-                    value = grid[min(max(row, 0), h - 1), min(max(column, 0), w - 1)]
-                    out[i, j] += cubic(y - row) * cubic(x - column) * value
-    return out
 
 
 @pytest.mark.parametrize("old, new", [(12, 7), (7, 12), (5, 5), (1, 3)])
@@ -419,7 +381,7 @@ def test_absolute_pos_embed_is_never_optional(detector_state):
     with pytest.raises(ValueError, match="1 missing: absolute_pos_embed"):
         account(with_embed, detector_state)
     with pytest.raises(ValueError, match="1 missing: absolute_pos_embed"):
-        account(with_embed, detector_state, classification=True)
+        account(with_embed, detector_state, lenient=True)
     with pytest.raises(ValueError, match=r"1 unexpected: absolute_pos_embed \(1, 64, 24\)"):
         account(parameters(detector_state), with_embed)
 
@@ -451,11 +413,11 @@ def test_part_of_the_mask_modules_is_another_schedule():
 
 
 def test_describe():
-    text = describe(BACKBONES["stage"](window_size=12).state_dict())
+    text = SWIN.describe(BACKBONES["stage"](window_size=12).state_dict())
     assert "embed_dims=24, depths=(2, 2, 2, 1), num_heads=(1, 2, 4, 8), window_size=12" in text
     assert "use_abs_pos_embed=False" in text
     assert re.search(r"stages\.2\.mergers\.\d \(scope='stage', keeps 81 of 144 tokens\)", text)
-    assert describe(BACKBONES["dense"]().state_dict()).endswith("mask modules: none")
+    assert SWIN.describe(BACKBONES["dense"]().state_dict()).endswith("mask modules: none")
 
 
 # LTMSwin's own hooks: init_weights and _load_from_state_dict.

@@ -5,6 +5,7 @@ import torch
 from mmdet.models.backbones.swin import ShiftWindowMSA
 
 from ltm_det.backbones.windows import SHIFT_MASK, WindowGrid, _shift_mask, _valid
+from ltm_det.merging.pooling import alive_cells, pooling_matrix
 
 CPU = torch.device("cpu")
 SIZES = [(7, 7, 7), (8, 13, 7), (1, 1, 7), (14, 21, 7), (3, 50, 4), (9, 2, 5), (24, 13, 12)]
@@ -88,6 +89,24 @@ def test_merged_grid_has_the_same_windows_and_no_padding(grid, side):
     merged = grid.merged(side)
     assert (merged.rows, merged.columns, merged.window) == (grid.rows, grid.columns, side)
     assert merged.valid(CPU) is None
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5, 7])
+def test_shrunk_grid_ends_with_the_last_cell_that_holds_a_real_token(grid, side):
+    """Every token cut into as many strips as there are cells, a cell is as many as tokens."""
+    m, shrunk = grid.window, grid.shrunk(side)
+    assert (shrunk.rows, shrunk.columns, shrunk.window) == (grid.rows, grid.columns, side)
+    for length, cells in ((grid.height, shrunk.height), (grid.width, shrunk.width)):
+        assert set(range(cells)) == {strip // m for strip in range(length * side)}
+
+
+def test_shrunk_again(grid):
+    """What the second merging finds is what is left by the first."""
+    for once, twice in ((5, 2), (3, 1), (2, 1)):
+        first = grid.shrunk(once)
+        valid = _valid(first.shrunk(twice), CPU)
+        alive = alive_cells(pooling_matrix(once, twice**2), _valid(first, CPU))
+        assert torch.equal(valid, alive)
 
 
 def test_shift_mask_parts_what_only_the_roll_made_neighbours(grid):

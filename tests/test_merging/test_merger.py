@@ -1,9 +1,12 @@
 """What holds for every merger, whatever it decides."""
 
+import re
+from types import MappingProxyType
+
 import pytest
 import torch
 
-from ltm_det.merging import MERGERS, NO_MERGING, Merger, build_merger
+from ltm_det.merging import MERGERS, NO_MERGING, Merger, build_merger, merger_options
 
 KINDS = [
     dict(type="Pool"),
@@ -158,6 +161,16 @@ def test_shutting_out_stays_finite_in_every_dtype_of_attention(low):
     assert bias.to(low).isfinite().all()
 
 
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_features_keep_their_dtype_under_autocast(kind, training, low):
+    """Of the sum of all updates, no update is lost to half precision."""
+    x, merger = torch.randn(4, 49, DIM).float(), build(kind, 7, 25, training).float()
+    with torch.autocast("cpu", low):
+        merging, _ = merger(x, None, some_valid(4, 7))
+        merged = merging.merge(x)
+        assert merged.dtype == merging.unmerge(merged).dtype == torch.float32
+
+
 def test_no_merging_is_a_merging():
     x = torch.randn(2, 49, DIM)
     assert NO_MERGING.merge(x) is x and NO_MERGING.unmerge(x) is x
@@ -175,6 +188,31 @@ def test_no_window_at_all(kind):
 def test_impossible_numbers_of_tokens(kind, tokens):
     with pytest.raises(ValueError, match=f"7x7 tokens cannot be merged into {tokens}: keep bet"):
         build_merger(dim=DIM, window=7, tokens=tokens, **kind)
+
+
+def test_options_of_a_backbone():
+    given = MappingProxyType(dict(type="LTM", compression_ratio=0.5, mask="hard"))
+    options = merger_options(given)
+    assert type(options) is dict and options == given
+    options.pop("type")
+    assert "type" in given  # it was a copy
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({}, "merger={} lacks ['compression_ratio', 'type']"),
+        (dict(type="LTM", ratio=0.5), "'ratio': 0.5} lacks ['compression_ratio']"),
+        (dict(compression_ratio=0.5), "lacks ['type']"),
+        ("LTM", "must be None or a dict with type and compression_ratio: 'LTM'"),
+        (0.5, "must be None or a dict with type and compression_ratio: 0.5"),
+        ([("type", "LTM")], "must be None or a dict with type and compression_ratio: [("),
+    ],
+    ids=str,
+)
+def test_options_that_lack_something(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        merger_options(given)
 
 
 def test_unknown_type():

@@ -1,10 +1,13 @@
 """Ratios and dense blocks: every accepted form, every error."""
 
 import math
+import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from ltm_det.merging import kept_side, kept_tokens, ratio_schedule
+from ltm_det.merging import check_ratio, kept_side, kept_tokens, ratio_schedule
 
 DEPTHS = (2, 2, 6, 2)
 
@@ -79,9 +82,22 @@ def test_schedule_leaves_its_arguments_alone():
     assert ratio == [0.5, [0.5, 0.5], 0.5, 0.5] and dense == [[1], 1, 1, 1]
 
 
-@pytest.mark.parametrize(
-    "bad", [0, 0.0, -0.5, 1.5, 2, math.nan, math.inf, False, True, None, "0.5"]
-)
+BAD_RATIOS = [0, 0.0, -0.5, 1.5, 2, math.nan, math.inf, False, True, None, "0.5"]
+
+
+@pytest.mark.parametrize("ratio", [1, 1.0, 0.51, 1e-9, np.float32(0.5), Fraction(1, 3)])
+def test_ratio_in_its_range(ratio):
+    assert check_ratio(ratio) is ratio
+
+
+@pytest.mark.parametrize("bad", BAD_RATIOS)
+def test_check_of_a_ratio(bad):
+    message = re.escape(f"in (0, 1] (it is the kept fraction), got {bad!r} in block 3")
+    with pytest.raises(ValueError, match=f"{message}$"):
+        check_ratio(bad, " in block 3")
+
+
+@pytest.mark.parametrize("bad", BAD_RATIOS)
 @pytest.mark.parametrize(
     "form", [lambda r: r, lambda r: (0.5, r, 0.5, 0.5), lambda r: (0.5, [0.5, r], 0.5, 0.5)]
 )

@@ -28,6 +28,8 @@ from ltm_det.engine.preflight import load_config  # noqa: E402
 SHAPE = (112, 112)  # of the demo's images
 DENSE = "configs/demo_swin_maskrcnn.py"
 MERGED = "configs/demo_ltm_swin_maskrcnn.py"
+VIT = "configs/demo_vit_maskrcnn.py"
+LTM_VIT = "configs/demo_ltm_vit_maskrcnn.py"
 # Name of a variant: its config and what is changed in it, in --cfg-options grammar.
 VARIANTS = {
     "dense": (DENSE, ""),
@@ -36,6 +38,10 @@ VARIANTS = {
     "ltm_stage_hard": (MERGED, "model.backbone.merger.mask=hard"),
     "ltm_stage_hard_soft": (MERGED, "model.backbone.merger.mask=hard_soft"),
     "ltm_block_soft": (MERGED, "model.backbone.merger.scope=block model.backbone.merger.mask=soft"),
+    "vit_dense": (VIT, ""),
+    "vit_pool": (LTM_VIT, "model.backbone.merger.type=Pool"),
+    "vit_ltm_soft": (LTM_VIT, "model.backbone.merger.mask=soft"),
+    "vit_ltm_hard_soft": (LTM_VIT, "model.backbone.merger.mask=hard_soft"),
 }
 METRICS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")
 COLUMNS = ("variant", "seed", *METRICS, "minutes", "jobs", "commit", "command")

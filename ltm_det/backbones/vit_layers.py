@@ -1,0 +1,198 @@
+"""The block of LTMViT: timm's, attending within windows or over the whole map.
+
+Shapes: B images, W windows, T prefix tokens, L = H * W tokens of the map, N tokens in a window,
+C channels, nH heads, D = C / nH, M side of the dense window, k side of the merged window.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ltm_det.backbones.windows import WindowGrid
+from ltm_det.merging import SHUT, Merger, Merging
+
+
+class TokenMap(NamedTuple):
+    """The map that a block runs on, and what it was merged from.
+
+    Attributes:
+        grid: Of the tokens as they are now, in windows of k x k.
+        dense: Of the tokens before any merging, in windows of M x M.
+        key_bias: (W, k * k) or (B, W, k * k), added to the attention logits of each key; shuts out
+            tokens that nothing was merged into. None for nothing.
+    """
+
+    grid: WindowGrid
+    dense: WindowGrid
+    key_bias: Tensor | None = None
+
+    @property
+    def spacing(self) -> float:
+        """Distance of neighbours on the map, in dense tokens."""
+        return self.dense.window / self.grid.window
+
+    def valid(self, device: torch.device) -> Tensor | None:
+        """(W, N) or (B, W, N), False for tokens that stand for nothing; None where all do."""
+        if self.key_bias is None:
+            return self.grid.valid(device)
+        return self.key_bias > SHUT / 2
+
+    def merged(self, x: Tensor, merger: Merger, side: int) -> tuple[Merging, "TokenMap"]:
+        """How ``merger`` merges x (B, L, C), as a merging of maps, and the map it leads to."""
+        here, there = self.grid, self.grid.shrunk(side)
+        windows, _ = merger(here.partition(x), None, self.valid(x.device))
+        merging = Merging(
+            merge=lambda x: there.reverse(windows.merge(here.partition(x))),
+            unmerge=lambda y: here.reverse(windows.unmerge(there.partition(y))),
+            key_bias=windows.key_bias,
+        )
+        return merging, TokenMap(there, self.dense, windows.key_bias)
+
+
+class RelPosAttention(Attention):
+    """timm's multi-head attention with optional decomposed relative positions.
+
+    The logits of query (y, x) and key (y', x') gain q . R_h[y - y'] + q . R_w[x - x'], with q as it
+    is before scaling (MViTv2, arXiv 2112.01526; ViTDet, arXiv 2203.16527).
+
+    Args:
+        dim: C.
+        num_heads: nH.
+        rel_pos_size: Rows and columns of the map for which there are relative positions, or None.
+        options: As for timm's Attention.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, rel_pos_size: tuple[int, int] | None, **options
+    ) -> None:
+        super().__init__(dim, num_heads, **options)
+        self.use_rel_pos = rel_pos_size is not None
+        if self.use_rel_pos:
+            rows, columns = rel_pos_size
+            self.rel_pos_h = nn.Parameter(torch.zeros(2 * rows - 1, self.head_dim))
+            self.rel_pos_w = nn.Parameter(torch.zeros(2 * columns - 1, self.head_dim))
+
+    def attend(
+        self,
+        x: Tensor,
+        cells: tuple[int, int],
+        lengths: tuple[int, int],
+        spacing: float,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Attention over T prefix tokens and a map.
+
+        Args:
+            x: (B, T + L, C).
+            cells: (H, W) of the map, H * W = L.
+            lengths: How many dense tokens its height and its width stand for.
+            spacing: Distance of neighbouring cells, in dense tokens.
+            mask: Added to the logits, broadcastable to (B, nH, T + L, T + L), or None.
+
+        Returns:
+            (B, T + L, C)
+        """
+        b, n, _ = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nH, T + L, D)
+        if self.use_rel_pos:
+            bias = self.position_bias(q, cells, lengths, spacing)
+            mask = bias if mask is None else bias + mask
+        dropout = self.attn_drop.p if self.training else 0.0
+        if mask is not None:
+            mask = mask.to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+    def position_bias(
+        self, q: Tensor, cells: tuple[int, int], lengths: tuple[int, int], spacing: float
+    ) -> Tensor:
+        """(B, nH, T + L, T + L) for queries q (B, nH, T + L, D); zero for prefix tokens."""
+        height, width = cells
+        prefix = q.shape[2] - height * width
+        q = q[:, :, prefix:].unflatten(2, cells)  # (B, nH, H, W, D)
+        rows = relative_embedding(self.rel_pos_h, lengths[0], height, spacing)
+        columns = relative_embedding(self.rel_pos_w, lengths[1], width, spacing)
+        along_h = torch.einsum("bnhwd,hkd->bnhwk", q, rows.to(q.dtype))
+        along_w = torch.einsum("bnhwd,wkd->bnhwk", q, columns.to(q.dtype))
+        bias = along_h[..., None] + along_w[..., None, :]  # (B, nH, H, W, H, W)
+        return F.pad(bias.flatten(4).flatten(2, 3), (prefix, 0, prefix, 0))
+
+
+class GlobalAttention(RelPosAttention):
+    """Every token attends to every token."""
+
+    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
+        """(B, T + L, C) to the same."""
+        grid, dense = tokens.grid, tokens.dense
+        mask = None
+        if tokens.key_bias is not None:
+            key_bias = tokens.key_bias.expand(len(x), -1, -1).unsqueeze(-1)
+            key_bias = grid.reverse(key_bias).squeeze(-1)  # (B, L)
+            mask = F.pad(key_bias, (x.shape[1] - key_bias.shape[1], 0))[:, None, None]
+        cells, lengths = (grid.height, grid.width), (dense.height, dense.width)
+        return self.attend(x, cells, lengths, tokens.spacing, mask)
+
+
+class WindowAttention(RelPosAttention):
+    """Tokens attend within their window; prefix tokens, which lie in none, take no part.
+
+    Tokens that pad the dense map's windows are zero, and are keys as in ViTDet.
+    """
+
+    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
+        """(B, T + L, C) to the same."""
+        grid, window = tokens.grid, tokens.dense.window
+        prefix = x.shape[1] - grid.height * grid.width
+        windows = grid.partition(x[:, prefix:])  # (B, W, N, C)
+        mask = None
+        if tokens.key_bias is not None:
+            mask = tokens.key_bias.expand(windows.shape[:-1]).flatten(0, 1)[:, None, None]
+        cells, lengths = (grid.window, grid.window), (window, window)
+        out = self.attend(windows.flatten(0, 1), cells, lengths, tokens.spacing, mask)
+        out = grid.reverse(out.unflatten(0, windows.shape[:2]))
+        return F.pad(out, (0, 0, prefix, 0))
+
+
+class LTMViTBlock(Block):
+    """timm's block, with ``attn`` in the place of its attention."""
+
+    def __init__(self, dim: int, num_heads: int, attn: RelPosAttention, **options) -> None:
+        super().__init__(dim, num_heads, **options)
+        self.attn = attn
+
+    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
+        """(B, T + L, C) to the same."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), tokens)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+def relative_embedding(table: Tensor, length: int, cells: int, spacing: float) -> Tensor:
+    """Embeddings of the displacements between cells along one axis.
+
+    Args:
+        table: (S, D), rows for displacements from -(S - 1) / 2 to (S - 1) / 2 tokens. Resized
+            linearly where it was made for another length, as ViTDet does.
+        length: Tokens of the dense axis; the table is read as 2 * length - 1 rows.
+        cells: n, cells that the axis has now.
+        spacing: Distance of neighbouring cells in tokens; between two rows the embedding is
+            interpolated linearly.
+
+    Returns:
+        (n, n, D), for query and key.
+    """
+    last = 2 * length - 2
+    if len(table) != last + 1:
+        table = F.interpolate(table.T[None], last + 1, mode="linear")[0].T
+    if spacing != 1:
+        at = torch.arange(1 - cells, cells, device=table.device) * spacing + length - 1
+        at = at.clamp(0, last)
+        low = at.floor().long()
+        high = (low + 1).clamp(max=last)
+        table = torch.lerp(table[low], table[high], (at - low).to(table.dtype)[:, None])
+    n = torch.arange(cells, device=table.device)
+    return table[n[:, None] - n + (len(table) - 1) // 2]

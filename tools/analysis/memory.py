@@ -1,0 +1,123 @@
+"""Table of a backbone's GMACs and peak memory over image sizes, dense and merged side by side.
+
+GMACs are counted as in ltm_det.analysis.flops: of the whole backbone, and of attention's own
+products. Peak memory is measured as in ltm_det.analysis.memory: what a forward pass, and with
+--train a training step, of the backbone alone adds on one square image. The table has the median
+of the repeats, in which dense and merged take turns.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
+
+# isort: split
+import torch  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+
+from ltm_det.analysis.flops import (  # noqa: E402
+    aligned,
+    attention_macs,
+    build_backbone,
+    count_backbone,
+    dense_twin,
+)
+from ltm_det.analysis.memory import MemoryUnknownError, peak_memory  # noqa: E402
+from ltm_det.engine import preflight  # noqa: E402
+
+
+def figures(
+    sides: dict[str, Config], shape: tuple[int, int], modes: list[str], repeats: int, device: str
+) -> dict[str, dict]:
+    """Macs and bytes at one image size, for each of 'dense' and 'merged'."""
+    found = {}
+    for name, cfg in sides.items():
+        backbone = build_backbone(cfg)
+        found[name] = dict(
+            backbone_macs=count_backbone(backbone, shape).macs["backbone"],
+            attention_macs=attention_macs(backbone, shape),
+            peak_bytes={mode: [] for mode in modes},
+        )
+    for _ in range(repeats):
+        for mode in modes:
+            for name, cfg in sides.items():
+                peak = peak_memory(cfg, shape, mode == "training", device)
+                found[name]["peak_bytes"][mode].append(peak)
+    for result in found.values():
+        result["median_bytes"] = {m: median(peaks) for m, peaks in result["peak_bytes"].items()}
+    return found
+
+
+def rows(side: int, found: dict[str, dict]) -> list[list[str]]:
+    """The table's rows for one image size."""
+    values = {
+        "backbone GMACs": [r["backbone_macs"] / 1e9 for r in found.values()],
+        "attention GMACs": [r["attention_macs"] / 1e9 for r in found.values()],
+    }
+    for mode in found["dense"]["median_bytes"]:
+        values[f"{mode} MiB"] = [r["median_bytes"][mode] / 2**20 for r in found.values()]
+    table = []
+    for name, numbers in values.items():
+        digits = 1 if name.endswith("MiB") else 2
+        ratio = f"{numbers[-1] / numbers[0]:.3f}" if numbers[0] else "-"
+        cells = [f"{n:.{digits}f}" for n in numbers] + [ratio] * (len(numbers) - 1)
+        table.append([f"{side:4}  {name}", *cells])
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--sides",
+        type=int,
+        nargs="+",
+        default=[512, 768, 1024],
+        metavar="PIXELS",
+        help="sides of the square images (default: 512 768 1024)",
+    )
+    parser.add_argument("--train", action="store_true", help="measure a training step as well")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument(
+        "--device", help="cpu or a CUDA device (default: a CUDA device where there is one)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    args = parser.parse_args()
+    if args.repeats < 1 or min(args.sides) < 1:
+        parser.error("--repeats and --sides must be at least 1")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    modes = ["inference", "training"] if args.train else ["inference"]
+    try:
+        cfg = preflight.load_config(args.config, args.cfg_options)
+        twin = dense_twin(cfg)
+        sides = dict(dense=cfg) if twin is None else dict(dense=twin, merged=cfg)
+        found = {s: figures(sides, (s, s), modes, args.repeats, device) for s in args.sides}
+    except (preflight.PreflightError, MemoryUnknownError) as error:
+        print(f"memory.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.config}, one image, peak memory on {device}")
+    header = ["side", *sides, *["ratio"] * (len(sides) - 1)]
+    print(aligned([header, *(row for s in args.sides for row in rows(s, found[s]))]))
+    if args.json is not None:
+        result = dict(
+            command=shlex.join(["python", *sys.argv]),
+            config=args.config,
+            torch=torch.__version__,
+            device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            repeats=args.repeats,
+            sides={str(s): found[s] for s in args.sides},
+        )
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
