@@ -29,6 +29,7 @@ setup(
         # announced with a warning at every use from 80.9 on. torch asks for 77.0.3.
         "setuptools>=77.0.3,<80.9",
         "timm>=1.0,<2",
+        "safetensors",
         "numpy",
         "pycocotools>=2.0.6",
         "scikit-learn>=1.2",

@@ -5,20 +5,26 @@ Shapes: B images, T prefix tokens, L = H * W tokens of the map, C channels, M si
 window, k side of the merged window.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.utils.checkpoint as cp
 from mmdet.registry import MODELS
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, ModuleList
 from mmengine.utils import to_2tuple
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
-from ltm_det.backbones.vit_layers import GlobalAttention, LTMViTBlock, TokenMap, WindowAttention
+from ltm_det.backbones.vit_layers import (
+    GlobalAttention,
+    LTMViTBlock,
+    TokenMap,
+    WindowAttention,
+    keep,
+)
 from ltm_det.backbones.vit_weights import VIT
 from ltm_det.backbones.weights import AccountedLoading
 from ltm_det.backbones.windows import WindowGrid
@@ -29,9 +35,10 @@ from ltm_det.merging import build_merger, check_ratio, kept_side, merger_options
 class LTMViT(AccountedLoading, BaseModule):
     """Plain ViT with windowed and global blocks, and learnable token merging.
 
-    Before block ``merge_at`` the tokens of every window are merged, and stay so to the exit:
+    Before block ``merge_at`` the tokens of every window are merged, and stay so to the last block:
     windowed blocks attend among the k x k tokens of a window, global blocks among all merged
-    tokens. There the update they brought is mapped back onto the full map.
+    tokens. Between the last block's attention and its MLP, the update they brought is mapped back
+    onto the full map, so that this MLP is every token's own.
 
     Args:
         embed_dims: C.
@@ -104,6 +111,9 @@ class LTMViT(AccountedLoading, BaseModule):
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        _check_whole(1, embed_dims=embed_dims, depth=depth, num_heads=num_heads)
+        _check_whole(1, patch_size=patch_size, in_channels=in_channels, window_size=window_size)
+        _check_whole(0, prefix_tokens=prefix_tokens)
         if global_blocks is None:  # a quarter of less than one block has none
             global_blocks = sorted({depth * quarter // 4 - 1 for quarter in range(1, 5)} - {-1})
         _check_blocks("global_blocks", global_blocks, depth)
@@ -165,12 +175,16 @@ class LTMViT(AccountedLoading, BaseModule):
                 dim=embed_dims, window=side, tokens=kept**2, **options
             )
             side = kept
-        self.spans = list(pairwise([0, *self.sides, depth]))  # of blocks on the same tokens
         self.apply(_init_weights)
         for parameter in (self.pos_embed, self.prefix_tokens):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
         self._freeze()
+
+    def init_weights(self) -> None:
+        kept = {block: side**2 for block, side in self.sides.items()}
+        print_log(f"LTMViT: kept of {self.window**2} tokens a window, by block: {kept}", "current")
+        super().init_weights()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, h, w) of any size to one map (B, C, H, W), padded to whole patches."""
@@ -184,29 +198,38 @@ class LTMViT(AccountedLoading, BaseModule):
             )
         if self.prefix_tokens is not None:
             x = torch.cat([self.prefix_tokens.expand(len(x), -1, -1), x], dim=1)
-        x = self._run(self.pos_drop(x), TokenMap(grid, grid), self.spans)
+        x, tokens, restore = self.pos_drop(x), TokenMap(grid, grid), keep
+        for i, block in enumerate(self.blocks):
+            if i in self.sides:
+                x, tokens, restore = self._merge(i, x, tokens, restore)
+            last = i == len(self.blocks) - 1
+            x = self._run(block, x, tokens, restore if last else keep)
         x = self.norm(x[:, self.num_prefix :])
         return [x.transpose(1, 2).unflatten(2, hw).contiguous()]
 
-    def _run(self, x: Tensor, tokens: TokenMap, spans: list[tuple[int, int]]) -> Tensor:
-        """Runs the first span's blocks on x (B, T + L, C), the others' on fewer tokens."""
-        (start, stop), *later = spans
-        for block in self.blocks[start:stop]:
-            x = self._run_block(block, x, tokens)
-        if not later:
-            return x
-        prefix, x = x.split([self.num_prefix, x.shape[1] - self.num_prefix], dim=1)
-        merger, side = self.mergers[str(stop)], self.sides[stop]
-        merging, merged = tokens.merged(x, merger, side)
-        y0 = merging.merge(x)
-        out = self._run(torch.cat([prefix, y0], dim=1), merged, later)
-        prefix, y = out.split([self.num_prefix, y0.shape[1]], dim=1)
-        return torch.cat([prefix, x + merging.unmerge(y - y0)], dim=1)
+    def _merge(
+        self, block: int, x: Tensor, tokens: TokenMap, restore: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, TokenMap, Callable[[Tensor], Tensor]]:
+        """Merges x (B, T + L, C) before a block.
 
-    def _run_block(self, block: LTMViTBlock, x: Tensor, tokens: TokenMap) -> Tensor:
+        Returns:
+            Fewer tokens y0, their map, and the way back to the full map for what becomes of them,
+            x + unmerge(y - y0) and then ``restore``.
+        """
+        prefix, x = x.split([self.num_prefix, x.shape[1] - self.num_prefix], dim=1)
+        merging, merged = tokens.merged(x, self.mergers[str(block)], self.sides[block])
+        y0 = merging.merge(x)
+
+        def restore_here(y: Tensor) -> Tensor:
+            prefix, y = y.split([self.num_prefix, y0.shape[1]], dim=1)
+            return restore(torch.cat([prefix, x + merging.unmerge(y - y0)], dim=1))
+
+        return torch.cat([prefix, y0], dim=1), merged, restore_here
+
+    def _run(self, block: LTMViTBlock, x: Tensor, *args) -> Tensor:
         if self.with_cp and x.requires_grad:
-            return cp.checkpoint(block, x, tokens, use_reentrant=False)
-        return block(x, tokens)
+            return cp.checkpoint(block, x, *args, use_reentrant=False)
+        return block(x, *args)
 
     def train(self, mode: bool = True) -> "LTMViT":
         super().train(mode)
@@ -268,8 +291,16 @@ def _check_blocks(name: str, blocks: Sequence[int], depth: int) -> None:
             raise ValueError(f"{name} names block {block!r}, but there are blocks 0 to {depth - 1}")
 
 
+def _check_whole(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}")
+
+
 def _grid_of(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
     height, width = to_2tuple(img_size)
+    if min(height, width) < patch_size:
+        raise ValueError(f"{height}x{width} pixels hold no patch of {patch_size}x{patch_size}")
     return height // patch_size, width // patch_size
 
 

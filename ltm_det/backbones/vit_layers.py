@@ -4,6 +4,7 @@ Shapes: B images, W windows, T prefix tokens, L = H * W tokens of the map, N tok
 C channels, nH heads, D = C / nH, M side of the dense window, k side of the merged window.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -120,7 +121,8 @@ class RelPosAttention(Attention):
         along_h = torch.einsum("bnhwd,hkd->bnhwk", q, rows.to(q.dtype))
         along_w = torch.einsum("bnhwd,wkd->bnhwk", q, columns.to(q.dtype))
         bias = along_h[..., None] + along_w[..., None, :]  # (B, nH, H, W, H, W)
-        return F.pad(bias.flatten(4).flatten(2, 3), (prefix, 0, prefix, 0))
+        bias = bias.flatten(4).flatten(2, 3)
+        return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias  # else a copy of the largest
 
 
 class GlobalAttention(RelPosAttention):
@@ -158,6 +160,11 @@ class WindowAttention(RelPosAttention):
         return F.pad(out, (0, 0, prefix, 0))
 
 
+def keep(x: Tensor) -> Tensor:
+    """Restores nothing."""
+    return x
+
+
 class LTMViTBlock(Block):
     """timm's block, with ``attn`` in the place of its attention."""
 
@@ -165,9 +172,11 @@ class LTMViTBlock(Block):
         super().__init__(dim, num_heads, **options)
         self.attn = attn
 
-    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
-        """(B, T + L, C) to the same."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), tokens)))
+    def forward(
+        self, x: Tensor, tokens: TokenMap, restore: Callable[[Tensor], Tensor] = keep
+    ) -> Tensor:
+        """(B, T + L, C) to the same, or to what ``restore``, between attention and MLP, makes."""
+        x = restore(x + self.drop_path1(self.ls1(self.attn(self.norm1(x), tokens))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 

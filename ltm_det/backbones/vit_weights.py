@@ -92,6 +92,8 @@ class ViTFamily(Family):
         for key, value in state.items():
             for pattern, name in _RENAMES:
                 key = pattern.sub(name, key)
+            if key in renamed:
+                raise ValueError(f"The checkpoint has {key} under two names.")
             renamed[key] = value
         return Source(renamed, True) if any(_BLOCK.match(key) for key in renamed) else None
 
@@ -108,7 +110,7 @@ class ViTFamily(Family):
             patches = own[POS_EMBED].shape[1] if POS_EMBED in own else 0
             first = _not_patches(embed.shape[1], sum(x.shape[1] for x in tokens), patches)
             positions, state[POS_EMBED] = embed[:, :first], embed[:, first:]
-        if tokens and PREFIX in own:
+        if tokens and PREFIX in own and PREFIX not in state:
             prefix = torch.cat(tokens, dim=1).to(own[PREFIX].dtype)
             prefix[:, : positions.shape[1]] += positions
             state = {key: value for key, value in state.items() if key not in names}

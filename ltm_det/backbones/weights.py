@@ -10,7 +10,6 @@ How keys are accounted for: :mod:`.accounting`.
 """
 
 import hashlib
-from argparse import Namespace
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -64,8 +63,6 @@ class AccountedLoading:
 def read_checkpoint(path: str) -> Mapping[str, Any]:
     """The content of a file, on the CPU: what mmengine loads, and *.safetensors; local or a URL."""
     if not path.partition("?")[0].endswith(".safetensors"):
-        # Training scripts save their arguments beside the weights: plain values, no code.
-        torch.serialization.add_safe_globals([Namespace])
         return CheckpointLoader.load_checkpoint(path, map_location="cpu")
     if "://" in path:  # many such files share their name, so the cache goes by the whole URL
         name = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.safetensors"

@@ -1,8 +1,10 @@
 """Checkpoints of mmengine, loaded by torch's restricted unpickler (``weights_only=True``) alone.
 
 mmengine's checkpoints hold more than tensors: ``HistoryBuffer`` objects with their numpy arrays,
-and numpy scalars. torch >= 2.6 therefore refuses to resume from them. Here exactly those classes
-are allow-listed. A checkpoint that names anything else, such as a function to run, is refused.
+and numpy scalars. Those of other projects' training scripts hold the script's arguments, an
+``argparse.Namespace`` of plain values. torch >= 2.6 therefore refuses both. Here exactly those
+classes are allow-listed. A checkpoint that names anything else, such as a function to run, is
+refused.
 
 With ``load_safely``, mmengine's loading from a local path and from http(s), which includes the
 ``torchvision://``, ``modelzoo://`` and ``openmmlab://`` names that resolve to a URL, is restricted
@@ -15,6 +17,7 @@ What stays at torch's default are the ``s3://``, ``petrel://`` and ``pavi://`` l
 import codecs
 import os
 import pickle
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -31,7 +34,7 @@ _DTYPES = ("bool", "int32", "int64", "float32", "float64")
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Allow-list what mmengine's checkpoints hold, for ``torch.load(..., weights_only=True)``.
+    """Allow-list what such checkpoints hold, for ``torch.load(..., weights_only=True)``.
 
     A checkpoint with a user's own classes, or with a statistic added by
     ``HistoryBuffer.register_statistics``, still needs
@@ -42,6 +45,7 @@ def allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
+            Namespace,
             _named("builtins", "getattr", _history_buffer_statistic),
             codecs.encode,  # how pickles hold bytes; newer torch allows it itself
             np.ndarray,

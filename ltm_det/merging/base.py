@@ -96,7 +96,9 @@ def matrix_merging(
     if shut_empty:
         key_bias = torch.zeros_like(size, dtype=dtype).masked_fill(size <= 0, SHUT)
     return Merging(
-        merge=lambda x: (weights.transpose(-1, -2) @ x).to(x.dtype),  # full precision under AMP
+        merge=lambda x: (weights.transpose(-1, -2) @ x).to(
+            x.dtype
+        ),  # updates add up in full precision
         unmerge=lambda y: (restore @ y).to(y.dtype),
         key_bias=key_bias,
     )

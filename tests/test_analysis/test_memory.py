@@ -48,7 +48,8 @@ def test_a_big_tensor_is_seen_though_the_warm_up_had_it_too(stand_in: Config, tr
 
 
 def test_memory_is_seen_after_it_was_freed() -> None:
-    assert memory.rise_of_resident_memory(torch.ones, 50 * MIB) >= 200 * MIB
+    rise = memory.rise_of_resident_memory(torch.ones, 50 * MIB)
+    assert rise >= 190 * MIB  # of 200: the kernel's count is not exact
 
 
 def test_a_failure_tells_its_reason(stand_in: Config) -> None:

@@ -1,4 +1,4 @@
-"""LTMSwin's three exact consequences: dense at ratio 1, lossless on equal tokens, no leaks."""
+"""LTMSwin is mmdet's Swin at ratio 1, and shares an MLP without loss among equal tokens."""
 
 import itertools
 
@@ -8,17 +8,8 @@ from mmdet.models.backbones import SwinTransformer
 
 from ltm_det.backbones import LTMSwin
 from ltm_det.backbones.windows import WindowGrid
-from tests.test_backbones.harness import (
-    assert_padded_tokens_are_not_read,
-    difference,
-    randomise,
-)
-from tests.test_backbones.swin_cases import (
-    CUSTOM,
-    SCOPES,
-    build,
-    reference_of,
-)
+from tests.test_backbones.harness import assert_padded_tokens_are_not_read, difference, randomise
+from tests.test_backbones.swin_cases import CUSTOM, SCOPES, build, reference_of
 
 TINY = dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24))
 SMALL = dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24))

@@ -1,4 +1,4 @@
-"""LTMSwin in mmdet's grammar: arguments, errors, training, precision, copies."""
+"""LTMSwin in mmdet's grammar: arguments, errors, freezing, positions."""
 
 import pytest
 import torch

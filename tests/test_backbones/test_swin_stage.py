@@ -12,9 +12,7 @@ from torch import Tensor
 
 from ltm_det.backbones import LTMSwin
 from ltm_det.backbones.swin_layers import WindowAttention, relative_position_index
-from tests.test_backbones.harness import (
-    mergers_of,
-)
+from tests.test_backbones.harness import mergers_of
 from tests.test_backbones.oracle import decide, windows_of
 from tests.test_backbones.swin_cases import (
     MINI,

@@ -53,8 +53,9 @@ def attention_oracle(attn, z: Tokens, groups: list[list], lengths, spacing: floa
     return out
 
 
-def block_oracle(block, tokens: Tokens, hw: tuple[int, int], m: int, k: int) -> Tokens:
-    """A block on tokens of which k x k stand for a dense window of m x m."""
+def block_oracle(block, tokens: Tokens, hw, m: int, k: int, last: bool) -> Tokens:
+    """A block on tokens of which k x k stand for a dense window of m x m; the last one's MLP comes
+    after all."""
     groups, lengths = [list(tokens)], hw
     if isinstance(block.attn, WindowAttention):
         windows = windows_of((at for at in tokens if isinstance(at, tuple)), k)
@@ -68,8 +69,12 @@ def block_oracle(block, tokens: Tokens, hw: tuple[int, int], m: int, k: int) -> 
     for at, x in tokens.items():
         if at in update:  # not a prefix token, which lies in no window
             x = x + block.ls1(update[at])
-        out[at] = x + block.ls2(block.mlp(block.norm2(x)))
+        out[at] = x if last else mlp_oracle(block, x)
     return out
+
+
+def mlp_oracle(block, x: Tensor) -> Tensor:
+    return x + block.ls2(block.mlp(block.norm2(x)))
 
 
 def blocks_oracle(blocks: dict, mergers: dict, tokens: Tokens, hw, m: int, k: int) -> Tokens:
@@ -78,7 +83,7 @@ def blocks_oracle(blocks: dict, mergers: dict, tokens: Tokens, hw, m: int, k: in
         if i in mergers:
             later = {j: b for j, b in blocks.items() if j >= i}
             return merged_oracle(later, mergers, tokens, hw, m, k)
-        tokens = block_oracle(block, tokens, hw, m, k)
+        tokens = block_oracle(block, tokens, hw, m, k, last=i == max(blocks))
     return tokens
 
 
@@ -131,7 +136,7 @@ def vit_oracle(model, image: Tensor) -> Tensor:
     tokens = blocks_oracle(blocks, mergers, tokens, (height, width), model.window, model.window)
     out = torch.empty(proj.out_channels, height, width)
     for y, x in itertools.product(range(height), range(width)):
-        out[:, y, x] = model.norm(tokens[y, x])
+        out[:, y, x] = model.norm(mlp_oracle(model.blocks[-1], tokens[y, x]))
     return out
 
 

@@ -12,6 +12,7 @@ from timm.layers import resample_patch_embed
 from timm.models import VisionTransformer
 
 from ltm_det.backbones import weights
+from ltm_det.backbones.accounting import resample_pos_embed
 from ltm_det.backbones.vit import LTMViT
 from ltm_det.backbones.vit_weights import VIT
 from ltm_det.backbones.weights import without_mergers
@@ -223,8 +224,13 @@ def test_vitdet_through_load_from():
     """A whole detector of mmdet's project: only the class position goes."""
     state, detector = vitdet(), Detector(vit(use_rel_pos=True))
     neck = {k: v for k, v in detector.state_dict().items() if k.startswith("neck")}
-    detector.load_state_dict(neck | {f"backbone.{k}": v for k, v in state.items()})
+    theirs = neck | {f"backbone.{k}": v for k, v in state.items()}
+    detector.load_state_dict(theirs)
     assert_loaded(detector.backbone, state | {"pos_embed": state["pos_embed"][:, 1:]})
+    detector = Detector(vit(use_rel_pos=True, pretrain_img_size=(48, 112)))
+    detector.load_state_dict(theirs)
+    expected = resample_pos_embed(state["pos_embed"][:, 1:], 21, (3, 7))
+    assert_loaded(detector.backbone, {"pos_embed": expected})
 
 
 def linear_slowly(column, rows):
@@ -254,11 +260,10 @@ def test_relative_positions_of_another_size():
         load_accounted(vit(use_rel_pos=True, num_heads=1), state)
 
 
-@pytest.mark.parametrize("name", ["class", "deit3", "none"])
-@pytest.mark.parametrize("prefix_tokens", [0, 1])
+@pytest.mark.parametrize(
+    "name, prefix_tokens", [("class", 0), ("class", 1), ("deit3", 0), ("deit3", 1), ("none", 0)]
+)
 def test_absolute_positions_of_another_grid(name, prefix_tokens):
-    if prefix_tokens > TOKENS[name]:
-        return
     state = source(name)
     model = vit(
         pretrain_img_size=(48, 112),
@@ -445,6 +450,15 @@ def test_unknown_format(key):
         load_accounted(vit(), {key: torch.zeros(1)})
 
 
+def test_two_names_for_one_tensor():
+    """Neither is dropped in silence."""
+    with pytest.raises(ValueError, match="has norm.weight under two names"):
+        load_accounted(vit(), source() | {"ln1.weight": torch.zeros(C)})
+    own = vit(prefix_tokens=1).state_dict() | {"cls_token": torch.zeros(1, 1, C)}
+    with pytest.raises(ValueError, match="1 unexpected: cls_token"):
+        load_accounted(vit(prefix_tokens=1), own)
+
+
 # Mask modules, and LTMViT's own checkpoints.
 
 
@@ -520,9 +534,11 @@ def test_init_weights(tmp_path, suffix):
     state = source()
     path = tmp_path / f"vit.{suffix}"
     save_file(state, path) if suffix == "safetensors" else torch.save({"model": state}, path)
-    model = vit(merger=MERGED, init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+    init_cfg = dict(type="Pretrained", checkpoint=str(path))
+    model = vit(merger=MERGED, init_cfg=init_cfg, pretrain_img_size=(48, 112))
     model.init_weights()
-    assert_loaded(model, body(state))
+    expected = resample_pos_embed(state["pos_embed"][:, 1:], 21, (3, 7))
+    assert_loaded(model, body(state) | {"pos_embed": expected})
 
 
 def test_init_weights_options(tmp_path):
@@ -553,6 +569,13 @@ def test_safetensors_from_a_url(tmp_path, monkeypatch):
     assert [list(weights.read_checkpoint(url)) for url in urls] == [["a"], ["b"]]
     (tmp_path / "a" / "model.safetensors").unlink()
     assert list(weights.read_checkpoint(urls[0])) == ["a"]
+
+    def download(url, path):
+        save_file({url: torch.ones(1)}, path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    url = "https://hub.invalid/model.safetensors?download=true"
+    assert list(weights.read_checkpoint(url)) == [url]
 
 
 @pytest.mark.parametrize("merger", [None, MERGED])

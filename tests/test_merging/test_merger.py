@@ -163,7 +163,7 @@ def test_shutting_out_stays_finite_in_every_dtype_of_attention(low):
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 def test_features_keep_their_dtype_under_autocast(kind, training, low):
-    """Of the sum of all updates, no update is lost to half precision."""
+    """So that updates add up in full precision."""
     x, merger = torch.randn(4, 49, DIM).float(), build(kind, 7, 25, training).float()
     with torch.autocast("cpu", low):
         merging, _ = merger(x, None, some_valid(4, 7))

@@ -50,7 +50,9 @@ def figures(
                 peak = peak_memory(cfg, shape, mode == "training", device)
                 found[name]["peak_bytes"][mode].append(peak)
     for result in found.values():
-        result["median_bytes"] = {m: median(peaks) for m, peaks in result["peak_bytes"].items()}
+        result["median_bytes"] = {
+            m: int(median(peaks)) for m, peaks in result["peak_bytes"].items()
+        }
     return found
 
 
