@@ -1,5 +1,6 @@
 """Mask R-CNN with a small LTM-ViT on the demo data."""
 
 _base_ = "./demo_vit_maskrcnn.py"
-model = dict(backbone=dict(merger=dict(type="LTM", compression_ratio=0.51)))
+# From the middle of its eight blocks on, windows of 7 x 7 keep 5 x 5 tokens.
+model = dict(backbone=dict(merger=dict(type="LTM", merge_at=4, compression_ratio=0.51)))
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(merger=dict(decay_mult=0.0))))

@@ -72,7 +72,7 @@ class LTMViT(AccountedLoading, BaseModule):
             - compression_ratio: Kept fraction of the dense tokens, in (0, 1]: one number, or one
               for each entry of merge_at, none above the one before. k = round(M * sqrt(ratio)).
             - merge_at: Block before which tokens are merged, or several, in ascending order.
-              Default: depth // 4, after ViTDet's first global block.
+              Default: depth // 4 - 1, ViTDet's first global block: dense, it takes the most memory.
             - whatever else the merger takes: for LTM ``mask`` and ``temperature``.
         init_cfg: None, or dict(type='Pretrained', checkpoint=...[, prefix, drop_mergers]), see
             :mod:`.vit_weights`.
@@ -257,7 +257,9 @@ def _parse_merger(
     if merger is None:
         return {}, {}
     options = merger_options(merger)
-    ratios, blocks = options.pop("compression_ratio"), options.pop("merge_at", depth // 4)
+    ratios, blocks = options.pop("compression_ratio"), options.pop("merge_at", None)
+    if blocks is None:
+        blocks = max(depth // 4 - 1, 0)
     build_merger(dim=1, window=1, tokens=1, **options)  # bad options raise at any ratio
     blocks = list(blocks) if isinstance(blocks, Sequence) else [blocks]
     one = isinstance(ratios, str) or not isinstance(ratios, Sequence)

@@ -33,7 +33,7 @@ def ltm(ratio=0.5, **options):
         (ltm("0.5"), ValueError, r"\(0, 1\].*got '0.5'"),
         (ltm(math.nan), ValueError, r"\(0, 1\].*got nan"),
         (ltm([0.5, -1], merge_at=[1, 2]), ValueError, r"\(0, 1\].*got -1"),
-        (ltm([0.5, 0.5]), ValueError, r"\[0.5, 0.5\] has 2 entries for merge_at=\[1\]"),
+        (ltm([0.5, 0.5]), ValueError, r"\[0.5, 0.5\] has 2 entries for merge_at=\[0\]"),
         (ltm([0.5], merge_at=[1, 2]), ValueError, r"1 entries for merge_at=\[1, 2\]: give one"),
         (ltm([0.2, 0.5], merge_at=[1, 2]), ValueError, r"\[0.2, 0.5\] rises: .* at most the one"),
         (ltm(merge_at=5), ValueError, "merge_at names block 5, but there are blocks 0 to 4"),
@@ -129,8 +129,8 @@ def test_drop_path_grows_linearly():
 @pytest.mark.parametrize(
     "depth, window, merger, expected",
     [
-        (12, 14, ltm(0.4), {"3": (14, 9)}),
-        (24, 14, ltm(0.4), {"6": (14, 9)}),
+        (12, 14, ltm(0.4), {"2": (14, 9)}),
+        (24, 14, ltm(0.4), {"5": (14, 9)}),
         (3, 14, ltm(0.4), {"0": (14, 9)}),
         (12, 14, ltm(0.5, merge_at=7), {"7": (14, 10)}),
         (12, 14, ltm([0.5, 0.25], merge_at=(3, 6)), {"3": (14, 10), "6": (10, 7)}),
@@ -138,7 +138,7 @@ def test_drop_path_grows_linearly():
         (12, 14, ltm([1.0, 0.5], merge_at=[3, 6]), {"6": (14, 10)}),
         (12, 14, ltm(1.0), {}),
         (12, 4, ltm(0.9), {}),  # 4 * sqrt(0.9) is 4 again
-        (12, 4, ltm(0.01), {"3": (4, 1)}),
+        (12, 4, ltm(0.01), {"2": (4, 1)}),
     ],
 )
 def test_mergers(depth, window, merger, expected):
