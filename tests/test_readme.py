@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
-from ltm_det.backbones import LTMSwin
+from ltm_det.backbones import LTMSwin, LTMViT
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -70,11 +70,32 @@ def test_three_line_inheritance(tmp_path: Path) -> None:
     ]
 
 
+def test_merging_in_a_vit(tmp_path: Path) -> None:
+    text = code_blocks("python")[1]
+    assert '"configs/' in text
+    (tmp_path / "mine.py").write_text(text.replace("configs/", f"{ROOT}/configs/"))
+    config = Config.fromfile(tmp_path / "mine.py")
+    config.model.backbone.init_cfg = None
+    register_all_modules()
+    backbone = MODELS.build(config.model.backbone)
+    assert isinstance(backbone, LTMViT) and backbone.sides == {2: 10}
+
+
 @pytest.mark.parametrize("command", [c for c in commands() if "flops.py" in c])
 def test_flops_commands(command: str) -> None:
     done = run(command)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^backbone +187\.6", done.stdout, re.MULTILINE)
+    dense = "482.8" if "vit" in command else "187.6"
+    assert re.search(rf"^backbone +{re.escape(dense)}", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in commands() if "memory.py" in c])
+def test_memory_command(command: str) -> None:
+    """On smaller images, once."""
+    done = run(f"{command} --sides 128 --repeats 1")
+    assert done.returncode == 0, done.stderr
+    assert "128" in done.stdout and "train" in done.stdout
 
 
 @pytest.mark.slow

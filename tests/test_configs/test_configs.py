@@ -75,7 +75,7 @@ def test_merged_config_differs_from_its_twin_in_merging_alone(path: Path) -> Non
     twin = path.with_name(path.name.replace("ltm_", ""))
     dense = Config.fromfile(twin) if twin.exists() else get_config(base_of(path))
     assert merged.model.backbone.pop("merger").type == "LTM"
-    assert merged.optim_wrapper.paramwise_cfg.custom_keys.pop("merger") == dict(decay_mult=0.0)
+    assert merged.optim_wrapper.paramwise_cfg.custom_keys.pop("merger").decay_mult == 0.0
     dense_type = {"LTMSwin": "SwinTransformer", "LTMViT": "LTMViT"}[
         merged.model.backbone.pop("type")
     ]
