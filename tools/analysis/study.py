@@ -41,7 +41,6 @@ VARIANTS = {
     "vit_dense": (VIT, ""),
     "vit_pool": (LTM_VIT, "model.backbone.merger.type=Pool"),
     "vit_ltm_soft": (LTM_VIT, "model.backbone.merger.mask=soft"),
-    "vit_ltm_full_rate": (LTM_VIT, "optim_wrapper.paramwise_cfg.custom_keys.merger.lr_mult=1.0"),
 }
 METRICS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")
 COLUMNS = ("variant", "seed", *METRICS, "minutes", "jobs", "commit", "command")
