@@ -154,6 +154,7 @@ def test_parameters_are_those_of_published_detectors() -> None:
 
 
 def test_heads_name_the_norm_as_published_detectors_do() -> None:
+    register_all_modules()  # mmdet's scope, whatever ran before
     norm_cfg = dict(type="LN2d", eps=1e-6)
     box_head = Shared4Conv1FCBBoxHead(in_channels=4, conv_out_channels=4, norm_cfg=norm_cfg)
     mask_head = FCNMaskHead(in_channels=4, conv_out_channels=4, norm_cfg=norm_cfg)
