@@ -95,10 +95,8 @@ def matrix_merging(
     key_bias = None
     if shut_empty:
         key_bias = torch.zeros_like(size, dtype=dtype).masked_fill(size <= 0, SHUT)
-    return Merging(
-        merge=lambda x: (weights.transpose(-1, -2) @ x).to(
-            x.dtype
-        ),  # updates add up in full precision
+    return Merging(  # in the features' dtype under AMP too, so that updates add up in it
+        merge=lambda x: (weights.transpose(-1, -2) @ x).to(x.dtype),
         unmerge=lambda y: (restore @ y).to(y.dtype),
         key_bias=key_bias,
     )
