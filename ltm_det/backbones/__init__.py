@@ -1,6 +1,7 @@
 """Backbones with token merging, registered with mmdet on import."""
 
+from ltm_det.backbones.merge_points import MergePoint, MergeWatch
 from ltm_det.backbones.swin import LTMSwin
 from ltm_det.backbones.vit import LTMViT
 
-__all__ = ["LTMSwin", "LTMViT"]
+__all__ = ["LTMSwin", "LTMViT", "MergePoint", "MergeWatch"]

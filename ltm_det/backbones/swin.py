@@ -178,6 +178,10 @@ class LTMSwin(AccountedLoading, SwinTransformer):
         pretrain_img_size = to_2tuple(pretrain_img_size)
         super().__init__(pretrain_img_size=pretrain_img_size, patch_size=patch_size, **kwargs)
         self.pretrain_grid = tuple(side // patch_size for side in pretrain_img_size)
+        strides = [self.patch_embed.projection.stride[0]]  # pixels of a token, by stage
+        for stage in self.stages[:-1]:
+            strides.append(strides[-1] * to_2tuple(stage.downsample.sampler.stride)[0])
+        self.strides = strides
         depths = [len(stage.blocks) for stage in self.stages]
         ratios, scope, options = _parse_merger(merger, depths)
         self.stages = ModuleList(
@@ -195,6 +199,23 @@ class LTMSwin(AccountedLoading, SwinTransformer):
     def train(self, mode: bool = True) -> "LTMSwin":
         super().train(mode)
         return self
+
+    def mergers_by_point(self) -> dict[str, Merger]:
+        """The mergers, by the name of their merge point, see :mod:`.merge_points`."""
+        points = {}
+        for i, stage in enumerate(self.stages):
+            for start, merger in stage.mergers.items():
+                points[f"stages.{i}.blocks.{start}"] = merger
+            for j, block in enumerate(stage.blocks):
+                if block.merger is not None:
+                    points[f"stages.{i}.blocks.{j}.ffn"] = block.merger
+        return points
+
+    def grid_at(self, name: str, image_size: tuple[int, int]) -> tuple[WindowGrid, float]:
+        """The map at a merge point for images of h x w pixels, and the pixels of a token."""
+        i = int(name.split(".")[1])
+        height, width = (-(-side // self.strides[i]) for side in image_size)
+        return WindowGrid(height, width, self.stages[i].window), self.strides[i]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) of any size to the maps (B, C_i, H_i, W_i) of ``out_indices``."""

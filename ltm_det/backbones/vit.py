@@ -28,7 +28,7 @@ from ltm_det.backbones.vit_layers import (
 from ltm_det.backbones.vit_weights import VIT
 from ltm_det.backbones.weights import AccountedLoading
 from ltm_det.backbones.windows import WindowGrid
-from ltm_det.merging import build_merger, check_ratio, kept_side, merger_options
+from ltm_det.merging import Merger, build_merger, check_ratio, kept_side, merger_options
 
 
 @MODELS.register_module()
@@ -206,6 +206,19 @@ class LTMViT(AccountedLoading, BaseModule):
             x = self._run(block, x, tokens, restore if last else keep)
         x = self.norm(x[:, self.num_prefix :])
         return [x.transpose(1, 2).unflatten(2, hw).contiguous()]
+
+    def mergers_by_point(self) -> dict[str, Merger]:
+        """The mergers, by the name of their merge point, see :mod:`.merge_points`."""
+        return {f"blocks.{block}": merger for block, merger in self.mergers.items()}
+
+    def grid_at(self, name: str, image_size: tuple[int, int]) -> tuple[WindowGrid, float]:
+        """The map at a merge point for images of h x w pixels, and the pixels of a token."""
+        patch = self.patch_embed.patch_size
+        grid = WindowGrid(-(-image_size[0] // patch[0]), -(-image_size[1] // patch[1]), self.window)
+        sides = [k for block, k in self.sides.items() if block < int(name.split(".")[1])]
+        for side in sides:
+            grid = grid.shrunk(side)
+        return grid, patch[0] * self.window / grid.window
 
     def _merge(
         self, block: int, x: Tensor, tokens: TokenMap, restore: Callable[[Tensor], Tensor]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ltm_det.merging.base import NO_MERGING, SHUT, Merger, Merging
+from ltm_det.merging.bottleneck import BottleneckStep
 from ltm_det.merging.ltm import LTM
 from ltm_det.merging.pool import Pool
 from ltm_det.merging.pooling import pooling_matrix
@@ -47,6 +48,7 @@ __all__ = [
     "MERGERS",
     "NO_MERGING",
     "SHUT",
+    "BottleneckStep",
     "Merger",
     "Merging",
     "Pool",

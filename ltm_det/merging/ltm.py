@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltm_det.merging.base import Merger, Merging, matrix_merging
+from ltm_det.merging.bottleneck import BottleneckStep
 from ltm_det.merging.pooling import alive_cells, pooling_matrix
 
 # Added to every share before the start's logarithm, so that each merged token can learn to draw on
@@ -43,14 +44,18 @@ def hard_soft_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
 MASKS = {"soft": soft_mask, "hard": hard_mask, "hard_soft": hard_soft_mask}
 
 
+UPDATES = ("learned", "gradient")
+
+
 class LTM(Merger):
     """One step of gradient descent on the information-bottleneck bound, learned.
 
-    For X~ = G^T Z the bound's gradient is dIBB/dG = Z (dIBB/dX~)^T. The mask's logits therefore
-    move by S = S_prev - norm(Z) U, with a learnable U (C, P) in the place of step size times
-    (dIBB/dX~)^T, and G = mask(S / temperature). The chain starts at a learnable table S_0 (N, P)
-    that makes G the window's area pooling, and U starts at zero: at initialisation merging is
-    pooling, up to a share of :data:`SHARE_FLOOR` per cell.
+    For X~ = G^T Z the bound's gradient is dIBB/dG = Z (dIBB/dX~)^T, Z being the layer-normed
+    tokens. The mask's logits therefore move by S = S_prev - Z U, and G = mask(S / temperature). U
+    (C, P), in the place of step size times (dIBB/dX~)^T, is a learnable table, or it is computed
+    for each window (:class:`.bottleneck.BottleneckStep`). The chain starts at a learnable table S_0
+    (N, P) that makes G the window's area pooling, and U starts at zero: at initialisation merging
+    is pooling, up to a share of :data:`SHARE_FLOOR` per cell.
 
     Args:
         dim: C, channels of a token.
@@ -59,6 +64,8 @@ class LTM(Merger):
         chained: Whether S_prev comes from an earlier mask module; then this one has no S_0.
         mask: 'soft', 'hard' or 'hard_soft'.
         temperature: Above 0. Rows of G are (samples of) softmax(S / temperature).
+        update: 'learned' for a table U, 'gradient' for the bound's own gradient.
+        bottleneck: With 'gradient', the options of :class:`.bottleneck.BottleneckStep`.
     """
 
     area: Tensor
@@ -71,18 +78,28 @@ class LTM(Merger):
         chained: bool = False,
         mask: str = "soft",
         temperature: float = 1.0,
+        update: str = "learned",
+        **bottleneck,
     ) -> None:
         super().__init__(dim, window, tokens, chained)
+        if update not in UPDATES:
+            raise ValueError(f"unknown update {update!r}: choose one of {sorted(UPDATES)}")
+        if bottleneck and update == "learned":
+            raise TypeError(f"update='learned' has no options {sorted(bottleneck)}")
         if mask not in MASKS:
             raise ValueError(f"unknown mask {mask!r}: choose one of {sorted(MASKS)}")
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be finite and above 0, got {temperature}")
         self.mask = mask
+        self.update = update
         self.temperature = temperature
         area = pooling_matrix(window, tokens)
         dtype = torch.get_default_dtype()
         self.register_buffer("area", area.to(dtype), persistent=False)
-        self.step = nn.Parameter(torch.zeros(dim, tokens))  # U
+        if update == "learned":
+            self.step = nn.Parameter(torch.zeros(dim, tokens))  # U
+        else:
+            self.step = BottleneckStep(dim, **bottleneck)  # U of a window
         self.initial_logits = None  # S_0
         if not chained:
             start = temperature * (area + SHARE_FLOOR).log()
@@ -93,13 +110,13 @@ class LTM(Merger):
     ) -> tuple[Merging, Tensor]:
         """See :meth:`Merger.forward`; ``state`` is S, the logits (*, N, P) before masking."""
         previous = state if self.chained else self.initial_logits
-        logits = previous - F.layer_norm(x, (self.dim,)) @ self.step
-        # at least float32, also under AMP: the columns' sums run over small shares
-        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
-        if valid is not None:  # a cell of padding alone is nobody's choice
-            dead = ~alive_cells(self.area, valid)
-            scaled = scaled.masked_fill(dead.unsqueeze(-2), float("-inf"))
-        weights, restore = MASKS[self.mask](scaled, self.training)
+        z = F.layer_norm(x, (self.dim,))
+        step = self.step
+        if self.update == "gradient":
+            mask, _ = soft_mask(self._scaled(previous, valid), self.training)
+            step = step(z, mask if valid is None else mask * valid.unsqueeze(-1))
+        logits = previous - z @ step
+        weights, restore = MASKS[self.mask](self._scaled(logits, valid), self.training)
         if valid is not None:
             weights = weights * valid.unsqueeze(-1)
         # With a soft mask every living cell draws on all real tokens, so that none is empty, short
@@ -107,6 +124,15 @@ class LTM(Merger):
         shut_empty = valid is not None or self.mask != "soft"
         return matrix_merging(weights, restore, x.dtype, shut_empty), logits
 
+    def _scaled(self, logits: Tensor, valid: Tensor | None) -> Tensor:
+        """S / temperature, minus infinity where a cell of padding alone is nobody's choice."""
+        # at least float32, also under AMP: the columns' sums run over small shares
+        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        if valid is None:
+            return scaled
+        dead = ~alive_cells(self.area, valid)
+        return scaled.masked_fill(dead.unsqueeze(-2), float("-inf"))
+
     def extra_repr(self) -> str:
         chain = ", chained" if self.chained else ""
-        return f"{super().extra_repr()}, mask={self.mask}, temperature={self.temperature}{chain}"
+        return f"{super().extra_repr()}, mask={self.mask}, temperature={self.temperature}, update={self.update}{chain}"

@@ -30,6 +30,7 @@ DENSE = "configs/demo_swin_maskrcnn.py"
 MERGED = "configs/demo_ltm_swin_maskrcnn.py"
 VIT = "configs/demo_vit_maskrcnn.py"
 LTM_VIT = "configs/demo_ltm_vit_maskrcnn.py"
+BOTTLENECK = "configs/demo_ltm_swin_ib_maskrcnn.py"
 # Name of a variant: its config and what is changed in it, in --cfg-options grammar.
 VARIANTS = {
     "dense": (DENSE, ""),
@@ -38,6 +39,9 @@ VARIANTS = {
     "ltm_stage_hard": (MERGED, "model.backbone.merger.mask=hard"),
     "ltm_stage_hard_soft": (MERGED, "model.backbone.merger.mask=hard_soft"),
     "ltm_block_soft": (MERGED, "model.backbone.merger.scope=block model.backbone.merger.mask=soft"),
+    "ltm_ib_0.1": (BOTTLENECK, "custom_hooks.0.weight=0.1"),
+    "ltm_ib_1": (BOTTLENECK, "custom_hooks.0.weight=1.0"),
+    "ltm_gradient": (BOTTLENECK, "custom_hooks.0.weight=0 model.backbone.merger.update=gradient"),
     "vit_dense": (VIT, ""),
     "vit_pool": (LTM_VIT, "model.backbone.merger.type=Pool"),
     "vit_ltm_soft": (LTM_VIT, "model.backbone.merger.mask=soft"),
