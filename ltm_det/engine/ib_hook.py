@@ -11,7 +11,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
 from ltm_det.backbones.merge_points import MergeWatch
 from ltm_det.engine.bottleneck import Bottleneck

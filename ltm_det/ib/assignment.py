@@ -3,9 +3,11 @@
 Shapes: ``*`` any leading dimensions, C channels, K clusters.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 NO_DIRECTION = 1e-6  # a feature shorter than this has no direction; its unit vector is zero
@@ -19,7 +21,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
-    """Autocast off on x's device; the meta device, on which MACs are counted, has none to turn off."""
+    """Autocast off, where x's device has it: the meta device, that counts MACs, has not."""
     device = x.device.type
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
@@ -37,7 +39,7 @@ def assign(x: Tensor, centroids: Tensor, beta: float) -> Tensor:
         x: (*, C)
         centroids: (K, C)
         beta: Inverse temperature, above 0. With unit vectors, 1 is nearly uniform over many
-            clusters, 10 has a clear favourite, 100 is nearly one-hot.
+            clusters, 10 has a clear favourite, 100 is nearly one-hot; infinity is one-hot.
 
     Returns:
         (*, K), rows sum to one.
@@ -45,4 +47,7 @@ def assign(x: Tensor, centroids: Tensor, beta: float) -> Tensor:
     with full_precision(x):
         x, centroids = unit(x), unit(centroids)
         dtype = torch.promote_types(x.dtype, centroids.dtype)
-        return (2 * beta * (x.to(dtype) @ centroids.to(dtype).T)).softmax(-1)
+        cosine = x.to(dtype) @ centroids.to(dtype).T
+        if math.isinf(beta):
+            return F.one_hot(cosine.argmax(-1), len(centroids)).to(dtype)
+        return (2 * beta * cosine).softmax(-1)

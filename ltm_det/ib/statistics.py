@@ -124,6 +124,6 @@ class IBStatistics:
             bound=-(self.with_class * q.log()).sum().item() / self.samples,
             input_term=self.input_sum.item() / self.samples,
             label_entropy=entropy(self.with_class.sum(1)).item(),
-            softness=-self.output_sum.item() / self.samples / log_k,
+            softness=abs(self.output_sum.item()) / self.samples / log_k,
             samples=self.samples,
         )

@@ -135,4 +135,5 @@ class LTM(Merger):
 
     def extra_repr(self) -> str:
         chain = ", chained" if self.chained else ""
-        return f"{super().extra_repr()}, mask={self.mask}, temperature={self.temperature}, update={self.update}{chain}"
+        own = f"mask={self.mask}, temperature={self.temperature}, update={self.update}{chain}"
+        return f"{super().extra_repr()}, {own}"

@@ -2,7 +2,9 @@
 
 Trains every (variant, seed) that OUT has no row for yet, through tools/train.py, and adds a row
 with its AP; so an interrupted study goes on where it stopped. Each run uses one thread. Beside
-OUT.csv, OUT.md gets the mean and the range over seeds, with the backbone's GMACs.
+OUT.csv, OUT.md gets the mean and the range over seeds, with the backbone's GMACs. With --bottleneck
+also the information bottleneck of every run is measured by tools/analysis/ib_report.py, before and
+after training, and goes to OUT_bottleneck.csv; the run's checkpoint must be in the work directory.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -46,8 +49,15 @@ VARIANTS = {
     "vit_pool": (LTM_VIT, "model.backbone.merger.type=Pool"),
     "vit_ltm_soft": (LTM_VIT, "model.backbone.merger.mask=soft"),
 }
+# For a variant that merges nowhere: a config that says where its bottleneck is to be measured.
+TWINS = {DENSE: MERGED, VIT: LTM_VIT}
 METRICS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")
 COLUMNS = ("variant", "seed", *METRICS, "minutes", "jobs", "commit", "command")
+BETAS = ("10", "inf")
+IMAGES = {"val": 250, "train": 1000}  # of the demo data's 250 and 2000
+IB_VALUES = ("ib", "information_x", "information_y", "bound", "input_term", "softness", "samples")
+IB_COLUMNS = ("variant", "seed", "split", "beta", "trained", "point", *IB_VALUES)
+IB_COLUMNS += ("commit", "command")
 
 
 def train(variant: str, seed: int, work_dir: Path, extra: str) -> dict[str, object]:
@@ -69,6 +79,51 @@ def train(variant: str, seed: int, work_dir: Path, extra: str) -> dict[str, obje
     return dict(
         variant=variant, seed=seed, minutes=minutes, command=command, **last_metrics(work_dir)
     )
+
+
+def measure_bottleneck(
+    variant: str, seed: int, work_dir: Path, extra: str
+) -> list[dict[str, object]]:
+    """The information bottleneck of one trained run, a row for each split, beta and merge point."""
+    config, changes = VARIANTS[variant]
+    kind = "merged"
+    if config in TWINS:
+        config, kind = TWINS[config], "dense"
+    elif "merger.type=Pool" in changes:
+        changes, kind = "", "pool"
+    work_dir = work_dir / f"{variant}_seed{seed}"
+    checkpoint = (ROOT / work_dir / "last_checkpoint").read_text()
+    checkpoint = str(work_dir / Path(checkpoint).name)
+    rows = []
+    for split, images in IMAGES.items():
+        numbers = work_dir / f"bottleneck_{split}.json"
+        command = ["tools/analysis/ib_report.py", config, checkpoint, "--rows", kind]
+        command += [
+            "--untrained",
+            "--split",
+            split,
+            "--images",
+            str(images),
+            "--beta",
+            *BETAS,
+            "--json",
+            str(numbers),
+        ]
+        command += ["--cfg-options", f"randomness.seed={seed}", *changes.split(), *extra.split()]
+        env = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        run = [sys.executable, *command]
+        done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr}")
+        report = json.loads((ROOT / numbers).read_text())
+        for beta, states in report["beta"].items():
+            for state, points in states.items():
+                fixed = dict(variant=variant, seed=seed, split=split, beta=beta)
+                fixed |= dict(trained=state == kind, command=shlex.join(["python", *command]))
+                for point, summary in points.items():
+                    values = {name: summary[name] for name in IB_VALUES}
+                    rows.append(fixed | dict(point=point) | values)
+    return rows
 
 
 def last_metrics(work_dir: Path) -> dict[str, float]:
@@ -100,6 +155,23 @@ def summary(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def read_rows(path: Path) -> list[dict[str, object]]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: list[dict[str, object]]) -> None:
+    """Writes a table, in the order of variants and seeds."""
+    rows.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def commit() -> str:
     """The commit that runs, marked where files differ from it."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty"]
@@ -113,29 +185,33 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--out", type=Path, default=ROOT / "results/demo_study.csv")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/study"))
+    parser.add_argument("--bottleneck", action="store_true", help="measure IB as well")
     parser.add_argument("--extra", default="", help="more --cfg-options for every run, quoted")
     args = parser.parse_args()
 
-    rows = []
-    if args.out.exists():
-        with open(args.out, newline="") as file:
-            rows = list(csv.DictReader(file))
+    rows = read_rows(args.out)
     done = {(row["variant"], int(row["seed"])) for row in rows}
     todo = [(v, s) for s in args.seeds for v in args.variants if (v, s) not in done]
     print(f"{len(done)} runs are in {args.out}, {len(todo)} to do")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     settings = dict(jobs=args.jobs, commit=commit())  # before OUT itself differs from the commit
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = [pool.submit(train, v, s, args.work_dir, args.extra) for v, s in todo]
         for run in as_completed(runs):
             rows.append(run.result() | settings)
-            rows.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
-            with open(args.out, "w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write_rows(args.out, COLUMNS, rows)
             args.out.with_suffix(".md").write_text(summary(rows))
             print({name: run.result()[name] for name in ("variant", "seed", *METRICS, "minutes")})
+        if not args.bottleneck:
+            return
+        out = args.out.with_name(f"{args.out.stem}_bottleneck.csv")
+        rows = read_rows(out)
+        done = {(row["variant"], int(row["seed"])) for row in rows}
+        todo = [(v, s) for s in args.seeds for v in args.variants if (v, s) not in done]
+        print(f"the bottleneck of {len(done)} runs is in {out}, {len(todo)} to do")
+        runs = [pool.submit(measure_bottleneck, v, s, args.work_dir, args.extra) for v, s in todo]
+        for run in as_completed(runs):
+            rows += [row | dict(commit=settings["commit"]) for row in run.result()]
+            write_rows(out, IB_COLUMNS, rows)
 
 
 if __name__ == "__main__":
