@@ -5,7 +5,6 @@ backbone has the tokens of these points as they are, Pool their area means.
 """
 
 import copy
-import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -30,6 +29,11 @@ from ltm_det.engine.instances import instance_boxes, pool_boxes
 
 KINDS = ("dense", "pool", "merged")
 CROP = 8  # pixels of the side to which an instance's pixels are averaged
+NO_LIMIT = 2**40  # samples
+MERGES_NOWHERE = (
+    "the config's backbone merges nowhere: give one with a merger, and for a dense detector its "
+    "checkpoint beside it"
+)
 Summaries = dict[str, dict[str, float]]  # by merge point, what IBStatistics.summary tells
 
 
@@ -41,10 +45,7 @@ def variant(cfg: Config, kind: str) -> Config:
     """
     dense = dense_twin(cfg)
     if dense is None:
-        raise ValueError(
-            "the config's backbone merges nowhere: give one with a merger, and for a dense "
-            "detector its checkpoint beside it"
-        )
+        raise ValueError(MERGES_NOWHERE)
     if kind == "dense":
         return dense
     cfg = copy.deepcopy(cfg)
@@ -62,7 +63,11 @@ def load_detector(cfg: Config, kind: str, checkpoint: str | None, device: str) -
     Args:
         checkpoint: File or URL of its weights, or of another kind's: mask modules that it has no
             use for are left out, and those that it lacks start as pooling. None: weights as they
-            are before training, from the config's seed and its backbone's init_cfg.
+            are initialised, drawn from the config's seed, its backbone's by its init_cfg. A run
+            with that seed may have started from another draw, since its data loader draws too.
+
+    Raises:
+        ValueError: If the config merges nowhere, or the checkpoint does not fit the detector.
     """
     init_default_scope(cfg.get("default_scope", "mmdet"))
     cfg = variant(cfg, kind)
@@ -76,7 +81,10 @@ def load_detector(cfg: Config, kind: str, checkpoint: str | None, device: str) -
         weights = weights.get("state_dict", weights)
         if kind != "merged":
             weights = without_mergers(weights)
-        load_state_dict(model, weights, strict=True)
+        try:
+            load_state_dict(model, weights, strict=True)
+        except RuntimeError as error:
+            raise ValueError(f"{checkpoint} does not fit the config's detector: {error}") from error
     return model.to(device).eval()
 
 
@@ -119,13 +127,16 @@ def measure(
         For each of ``betas``, on the same samples and clusters.
 
     Raises:
-        ValueError: If the config merges nowhere, or there are fewer instances than clusters.
+        ValueError: If the config merges nowhere, the checkpoint does not fit, or there are fewer
+            samples, that is instances and boxes of background, than clusters.
     """
     model = load_detector(cfg, kind, checkpoint, device)
     points = list(build_backbone(cfg).mergers_by_point())
+    if not points:
+        raise ValueError(MERGES_NOWHERE)
     loader = data_of(cfg, split)
     classes = len(loader.dataset.metainfo["classes"]) + 1
-    bottleneck = Bottleneck(points, classes, clusters, betas[0], capacity=sys.maxsize)
+    bottleneck = Bottleneck(points, classes, clusters, betas[0], capacity=NO_LIMIT)
     set_random_seed(0)
     generator = torch.Generator().manual_seed(0)
     wanted = None if images is None else -(-images // loader.batch_size)  # batches
@@ -143,7 +154,7 @@ def measure(
             bottleneck.add(labels, pool_boxes(batch["inputs"], rois, 1, CROP), features)
     if len(bottleneck.labels) < clusters:
         raise ValueError(
-            f"{len(bottleneck.labels)} instances are too few for {clusters} clusters: take more "
+            f"{len(bottleneck.labels)} samples are too few for {clusters} clusters: take more "
             "images, or fewer clusters"
         )
     summaries = []

@@ -7,13 +7,15 @@ backbone has the same points, at which nothing is merged.
 Shapes: B images, W windows, N tokens in a window, P kept tokens, C channels, H x W grid.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltm_det.backbones.swin_layers import LTMSwinBlock
+from ltm_det.backbones.vit_layers import LTMViTBlock
 from ltm_det.backbones.windows import WindowGrid
 from ltm_det.merging import NO_MERGING, Merger, Merging
 
@@ -68,15 +70,22 @@ class MergeWatch:
                 "dense backbone with merger=None"
             )
         mergers = backbone.mergers_by_point()
+        points = mergers or _dense_points(backbone)
         self.backbone = backbone
         self.seen: dict[str, MergePoint] = {}
         self.names = list(mergers if names is None else names)
-        self._sources = {name: _source(backbone, mergers, name) for name in self.names}
+        for name in self.names:
+            if name not in points:
+                raise ValueError(f"no merge point {name!r}: choose of {list(points)}")
+        self._sources = {name: points[name] for name in self.names}
         self._handles: list[Any] = []
-        self._image_size = (0, 0)
+        self._image_size: tuple[int, int] | None = None  # while a pass is under way
 
     def __enter__(self) -> "MergeWatch":
-        self._handles = [self.backbone.register_forward_pre_hook(self._start)]
+        self._handles = [
+            self.backbone.register_forward_pre_hook(self._start),
+            self.backbone.register_forward_hook(self._stop),
+        ]
         for name, module in self._sources.items():
             if isinstance(module, Merger):
                 handle = module.register_forward_hook(partial(self._see_merger, name))
@@ -94,6 +103,9 @@ class MergeWatch:
         self.seen.clear()
         self._image_size = tuple(args[0].shape[2:])
 
+    def _stop(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._image_size = None
+
     def _see_merger(self, name: str, module: Merger, args: tuple, output: tuple) -> None:
         self._see(name, args[0], output[0])
 
@@ -101,22 +113,20 @@ class MergeWatch:
         self._see(name, args[0], NO_MERGING)
 
     def _see(self, name: str, tokens: Tensor, merging: Merging) -> None:
+        if self._image_size is None:  # a checkpointed block, recomputed in the backward pass
+            return
         grid, stride = self.backbone.grid_at(name, self._image_size)
         if tokens.ndim == 3:  # (B, T + L, C)
             tokens = grid.partition(tokens[:, tokens.shape[1] - grid.height * grid.width :])
         self.seen[name] = MergePoint(tokens, merging, grid, stride)
 
 
-def _source(backbone: nn.Module, mergers: Mapping[str, Merger], name: str) -> nn.Module:
-    """The module to hook: a merger, or in a dense backbone what reads the tokens first."""
-    if name in mergers:
-        return mergers[name]
-    path = name.removesuffix(".ffn")
-    inner = ".norm2" if path != name else ""
-    try:
-        if mergers or ".blocks." not in f".{name}":
-            raise AttributeError
-        return backbone.get_submodule(path + inner)
-    except AttributeError:
-        points = sorted(mergers) or "the blocks of a dense backbone"
-        raise ValueError(f"no merge point {name!r}: choose of {points}") from None
+def _dense_points(backbone: nn.Module) -> dict[str, nn.Module]:
+    """By the points of a dense backbone, what reads the tokens first."""
+    points: dict[str, nn.Module] = {}
+    for name, module in backbone.named_modules():
+        if isinstance(module, LTMSwinBlock):
+            points |= {name: module, f"{name}.ffn": module.norm2}
+        elif isinstance(module, LTMViTBlock):
+            points[name] = module
+    return points

@@ -87,7 +87,7 @@ class Bottleneck:
 
         def append(old: Tensor | None, new: Tensor) -> Tensor:
             new = new.detach().cpu()
-            return new if old is None else torch.cat([old, new])[-self.capacity :]
+            return (new if old is None else torch.cat([old, new]))[-self.capacity :]
 
         self.labels = append(self.labels, labels)
         self.inputs = append(self.inputs, inputs.float())
@@ -151,9 +151,16 @@ class Bottleneck:
         theirs = (len(state["prior"]), clusters or {self.clusters}, points or set(self.points))
         if theirs != (self.classes, {self.clusters}, set(self.points)):
             raise ValueError(
-                f"the checkpoint's bottleneck has {theirs[0]} classes, {theirs[1]} clusters and "
-                f"merge points {sorted(theirs[2])}, but the hook has {self.classes}, "
+                f"the checkpoint's bottleneck has {theirs[0]} classes, {max(theirs[1])} clusters "
+                f"and merge points {sorted(theirs[2])}, but the hook has {self.classes}, "
                 f"{self.clusters} and {sorted(self.points)}: resume with the settings of the run"
             )
         for name, value in state.items():
-            setattr(self, name, dict(value) if isinstance(value, dict) else value)
+            setattr(self, name, _on_cpu(value))
+
+
+def _on_cpu(state: Any) -> Any:
+    """A checkpoint's tensors, which mmengine loads onto the model's device."""
+    if isinstance(state, dict):
+        return {name: _on_cpu(value) for name, value in state.items()}
+    return state.cpu() if isinstance(state, Tensor) else state

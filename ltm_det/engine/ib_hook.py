@@ -18,7 +18,7 @@ from ltm_det.engine.bottleneck import Bottleneck
 from ltm_det.engine.instances import instance_boxes, pool_boxes
 from ltm_det.merging import BottleneckStep
 
-SOURCES = ("train", "val")
+TAGS = dict(train="ib", val="ib_val")  # by source, of what is logged
 
 
 @HOOKS.register_module()
@@ -28,16 +28,17 @@ class IBHook(Hook):
     Samples are the instances of each image and boxes of background: X~ are the merged tokens on the
     full map, averaged over the box, X its pixels, Y its category. At each refresh new centroids are
     fitted to the samples since the last one, Q is taken from the same assignment, and the
-    bottleneck goes to the log and to the visualizer's backends as ``ib/POINT/...``.
+    bottleneck goes to the log and to the visualizer's backends as ``ib/POINT/...``, or with
+    source='val' as ``ib_val/POINT/...``, so that a run may have a hook of either source.
 
     With ``weight`` > 0 each point adds ``loss_ib_POINT`` = weight * IBB, less its constant term, to
     the detector's losses. Mask modules with ``update='gradient'`` are given centroids, Q and prior
-    at the first refresh.
+    at the first refresh from training data.
 
     It works with any optimiser wrapper (the bound is in float32 under AMP), on several ranks
     (sums over all of them, equal on each), and its state is in the checkpoint, where samples not
     yet used are those of the first rank. Boxes of background are drawn from seed, rank,
-    iteration and samples so far, and touch no other random number.
+    iteration and batch, and touch no other random number.
 
     Args:
         source: 'train' or 'val': the samples of which loop are gathered. In 'val' the refresh is at
@@ -73,8 +74,8 @@ class IBHook(Hook):
         crop: int = 8,
         capacity: int = 8192,
     ) -> None:
-        if source not in SOURCES:
-            raise ValueError(f"unknown source {source!r}: choose one of {SOURCES}")
+        if source not in TAGS:
+            raise ValueError(f"unknown source {source!r}: choose one of {sorted(TAGS)}")
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be finite and from 0 on, got {weight}")
         if weight and source == "val":
@@ -98,7 +99,12 @@ class IBHook(Hook):
         self.background, self.crop = background, crop
         self.bottleneck: Bottleneck | None = None
         self.given = False  # whether mask modules have got their centroids
+        self.batch = 0  # of validation
         self._state: dict[str, Any] | None = None  # of a checkpoint, until there is a bottleneck
+
+    def __deepcopy__(self, memo: dict) -> "IBHook":
+        """Itself: a copy of the hooked detector, such as EMAHook's, takes no copy of the runner."""
+        return self
 
     def before_run(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -125,6 +131,12 @@ class IBHook(Hook):
         if self.source == "val":
             self._start(runner.val_dataloader.dataset.metainfo)
             self.bottleneck.clear()
+
+    def before_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        if self.source == "val":
+            self.batch = batch_idx
 
     def _start(self, metainfo: dict[str, Any]) -> None:
         if self.bottleneck is not None:
@@ -167,33 +179,36 @@ class IBHook(Hook):
 
     def _generator(self) -> torch.Generator:
         runner = self.runner
-        key = (runner.seed, runner.rank, runner.iter, len(self.bottleneck.labels))
+        # the number of samples alone stays the same once there are as many as are kept
+        number = len(self.bottleneck.labels) + self.batch
+        key = (runner.seed, runner.rank, runner.iter, number)
         return torch.Generator().manual_seed(hash(key) % 2**63)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, *_, **__) -> None:
         if self.source == "train" and (runner.iter + 1) % self.every == 0:
-            self._refresh()
+            self._refresh(runner.iter + 1)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         if self.source == "val":
-            self._refresh()
+            self._refresh(runner.iter)
 
-    def _refresh(self) -> None:
+    def _refresh(self, step: int) -> None:
         runner = self.runner
         gathered = len(self.bottleneck.labels)
         summaries = self.bottleneck.refresh()
         if not summaries:
             runner.logger.warning(
                 f"IBHook: {gathered} samples on this rank are too few for {self.clusters} "
-                "clusters; they stay for the next refresh"
+                "clusters; nothing is refreshed"
             )
         for name, summary in summaries.items():
-            scalars = {f"ib/{name}/{key}": value for key, value in summary.items()}
-            runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+            tag = f"{TAGS[self.source]}/{name}"
+            scalars = {f"{tag}/{key}": value for key, value in summary.items()}
+            runner.visualizer.add_scalars(scalars, step=step)
             told = ("ib", "information_x", "information_y", "bound", "input_term")
             told = ", ".join(f"{key} {summary[key]:.3f}" for key in told)
-            runner.logger.info(f"IBHook: {name}: {told} nats, {summary['samples']} samples")
-        if summaries and not self.given:
+            runner.logger.info(f"IBHook: {tag}: {told} nats, {summary['samples']} samples")
+        if summaries and not self.given and self.source == "train":
             self._give()
 
     def _give(self) -> None:
@@ -205,21 +220,24 @@ class IBHook(Hook):
                 b = self.bottleneck
                 step.set_bottleneck(b.centroids[name], b.q[name], b.prior)
 
+    @property
+    def key(self) -> str:
+        """Of its state in a checkpoint."""
+        return f"{TAGS[self.source]}_hook"
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if self.bottleneck is not None:
-            checkpoint["ib_hook"] = self.bottleneck.state_dict() | dict(given=self.given)
+        state = self._state if self.bottleneck is None else self.bottleneck.state_dict()
+        if state is not None:
+            checkpoint[self.key] = state | dict(given=self.given)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if runner._resume and "ib_hook" in checkpoint:
-            state = dict(checkpoint["ib_hook"])
-            self.given = state.pop("given")
-            self._state = state
+        if runner._resume and self.key in checkpoint:
+            self._state = dict(checkpoint[self.key])
+            self.given = self._state.pop("given")
 
 
 def iterations_of_a_pass(runner: Runner) -> int:
     """Iterations in which all ranks together see the training data once."""
     loader = runner.train_dataloader
-    batches = len(loader)
-    sampler = runner.cfg.train_dataloader.sampler
-    infinite = sampler.type in ("InfiniteSampler", InfiniteSampler)
-    return max(batches // (get_world_size() if infinite else 1), 1)
+    infinite = isinstance(loader.batch_sampler.sampler, InfiniteSampler)  # as long as on one rank
+    return max(len(loader) // (get_world_size() if infinite else 1), 1)

@@ -122,6 +122,7 @@ def mask_gradient(z: Tensor, gradient: Tensor, mask: Tensor | None = None) -> Te
         (*, N, P)
     """
     with full_precision(z):
+        z = z.to(gradient.dtype)  # which bound_gradient has in at least float32
         along = z @ gradient.transpose(-1, -2)
         if mask is None:
             return along

@@ -3,6 +3,8 @@
 Shapes: n samples, K clusters of merged features, J clusters of input features, Y classes.
 """
 
+import math
+
 import torch
 from torch import Tensor, distributed
 
@@ -49,10 +51,12 @@ class IBStatistics:
         """
         clusters, inputs = self.with_input.shape
         classes = len(self.with_class)
-        if phi_out.shape != (len(labels), clusters) or phi_in.shape != (len(labels), inputs):
+        shapes = [tuple(x.shape) for x in (labels, phi_out, phi_in)]
+        n = shapes[0][:1]
+        if not n or shapes != [n, (*n, clusters), (*n, inputs)]:
             raise ValueError(
-                f"{len(labels)} labels with assignments {tuple(phi_out.shape)} and "
-                f"{tuple(phi_in.shape)}: expected {clusters} and {inputs} clusters a sample"
+                f"labels {shapes[0]} with assignments {shapes[1]} and {shapes[2]}: expected (n,) "
+                f"with {clusters} and {inputs} clusters a sample"
             )
         bad = labels[(labels < 0) | (labels >= classes)]
         if len(bad):
@@ -67,7 +71,10 @@ class IBStatistics:
         return self
 
     def merge(self, other: "IBStatistics") -> "IBStatistics":
-        """Counts in what another has counted."""
+        """Counts in what another has counted; ValueError if it has other clusters or classes."""
+        sizes = [(*x.with_input.shape, len(x.with_class)) for x in (self, other)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"clusters, input clusters and classes differ: {sizes[0]}, {sizes[1]}")
         for own, more in zip(self.sums, other.sums, strict=True):
             own += more.to(own.device)
         return self
@@ -116,12 +123,12 @@ class IBStatistics:
         information_x = mutual_information(self.with_input).item()
         information_y = mutual_information(self.with_class).item()
         q = self.class_conditional() if q is None else q.to(self.with_class)
-        log_k = torch.tensor(float(max(len(self.with_input), 2))).log().item()
+        log_k = math.log(max(len(self.with_input), 2))
         return dict(
             information_x=information_x,
             information_y=information_y,
             ib=information_x - information_y,
-            bound=-(self.with_class * q.log()).sum().item() / self.samples,
+            bound=-torch.xlogy(self.with_class, q).sum().item() / self.samples,
             input_term=self.input_sum.item() / self.samples,
             label_entropy=entropy(self.with_class.sum(1)).item(),
             softness=abs(self.output_sum.item()) / self.samples / log_k,

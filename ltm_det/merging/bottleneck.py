@@ -52,11 +52,13 @@ class BottleneckStep(nn.Module):
         Raises:
             ValueError: If the sizes differ; it names the options to change.
         """
-        if centroids.shape != self.centroids.shape or q.shape != self.log_q.shape:
+        given, own = (centroids, q, prior), (self.centroids, self.log_q, self.log_prior)
+        if [x.shape for x in given] != [x.shape for x in own]:
             raise ValueError(
                 f"update='gradient' has clusters={len(self.centroids)}, "
                 f"classes={len(self.log_q)} in {self.centroids.shape[1]} channels, but was given "
-                f"{len(centroids)} clusters, {len(q)} classes in {centroids.shape[1]} channels: "
+                f"{len(centroids)} clusters, {len(q)} classes in {centroids.shape[-1]} channels "
+                f"(Q is {tuple(q.shape)}, the prior {tuple(prior.shape)}): "
                 "set the merger's clusters and classes to these"
             )
         self.centroids.copy_(centroids)

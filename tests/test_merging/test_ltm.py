@@ -23,9 +23,8 @@ def _float64():
 def build(window, tokens, **options):
     """A mask module far from where it starts, in evaluation mode."""
     ltm = LTM(DIM, window, tokens, **options).eval()
-    torch.nn.init.normal_(ltm.step)
-    if ltm.initial_logits is not None:
-        torch.nn.init.normal_(ltm.initial_logits)
+    for parameter in ltm.parameters():
+        torch.nn.init.normal_(parameter)
     return ltm
 
 
@@ -192,9 +191,18 @@ def test_gradients_reach_step_and_start(mask, padded):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("chained", [False, True])
 def test_soft_merging_in_gradcheck(temperature, padded, chained):
-    ltm = build(3, 4, chained=chained, temperature=temperature)
+    check_gradients(build(3, 4, chained=chained, temperature=temperature), padded)
+
+
+@pytest.mark.parametrize("padded, chained", [(False, True), (True, False)])
+def test_soft_merging_by_the_bound_s_gradient_in_gradcheck(padded, chained):
+    bottleneck = dict(update="gradient", clusters=3, classes=2, beta=2.0)
+    check_gradients(build(3, 4, chained=chained, temperature=0.5, **bottleneck), padded)
+
+
+def check_gradients(ltm, padded):
     valid = cut(3, 1, 3) if padded else None
-    names = ["step"] if chained else ["step", "initial_logits"]
+    names = [name for name, _ in ltm.named_parameters()]
 
     def forward(x, previous, *parameters):
         state = dict(zip(names, parameters))
@@ -204,8 +212,8 @@ def test_soft_merging_in_gradcheck(temperature, padded, chained):
         return merge_then_restore
 
     x = torch.randn(2, 9, DIM, requires_grad=True)
-    previous = torch.randn(2, 9, 4, requires_grad=chained)
-    parameters = [getattr(ltm, name).detach().requires_grad_() for name in names]
+    previous = torch.randn(2, 9, 4, requires_grad=ltm.chained)
+    parameters = [parameter.detach().requires_grad_() for parameter in ltm.parameters()]
     assert gradcheck(forward, (x, previous, *parameters))
 
 
@@ -254,7 +262,20 @@ def test_unknown_mask():
         LTM(DIM, 7, 25, mask="fuzzy")
 
 
+def test_unknown_update():
+    message = r"unknown update 'newton': choose one of \['gradient', 'learned'\]"
+    with pytest.raises(ValueError, match=message):
+        LTM(DIM, 7, 25, update="newton", clusters=4)
+
+
+@pytest.mark.parametrize("given", [{}, dict(update="learned")])
+def test_a_learned_update_has_no_bottleneck(given):
+    message = r"update='learned' has no options \['beta', 'clusters'\]"
+    with pytest.raises(TypeError, match=message):
+        LTM(DIM, 7, 25, clusters=4, beta=1.0, **given)
+
+
 def test_repr():
     text = repr(LTM(DIM, 7, 25, chained=True, mask="hard", temperature=0.5))
-    assert "mask=hard, temperature=0.5, chained" in text
+    assert "mask=hard, temperature=0.5, update=learned, chained" in text
     assert "chained" not in repr(LTM(DIM, 7, 25))

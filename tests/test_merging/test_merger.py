@@ -13,6 +13,8 @@ KINDS = [
     dict(type="LTM", mask="soft"),
     dict(type="LTM", mask="hard"),
     dict(type="LTM", mask="hard_soft", temperature=0.3),
+    dict(type="LTM", mask="soft", update="gradient"),
+    dict(type="LTM", mask="hard", update="gradient", clusters=4, classes=3, beta=5.0),
 ]
 SHAPES = [(7, 25), (7, 16), (4, 5), (5, 7), (3, 1), (3, 9)]
 DIM = 6
@@ -25,7 +27,11 @@ def _float64():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.get("mask", kind["type"]))
+def name_of(kind):
+    return "-".join(kind[key] for key in ("type", "mask", "update") if key in kind)
+
+
+@pytest.fixture(params=KINDS, ids=name_of)
 def kind(request):
     return request.param
 

@@ -33,7 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--untrained", action="store_true", help="each also as before training")
     parser.add_argument("--split", choices=["val", "train"], default="val")
-    parser.add_argument("--images", type=int, help="the first images of the split; default: all")
+    parser.add_argument("--images", type=int, help="of the split, rounded up to whole batches")
     parser.add_argument("--clusters", type=int, default=32)
     parser.add_argument(
         "--beta",
@@ -46,8 +46,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()
-    if args.clusters < 2 or min(args.beta) <= 0 or (args.images is not None and args.images < 1):
-        parser.error("--clusters must be 2 or more, --beta above 0, --images 1 or more")
+    if args.clusters < 2 or (args.images is not None and args.images < 1):
+        parser.error("--clusters must be 2 or more, --images 1 or more")
+    if not all(beta > 0 for beta in args.beta) or len(set(args.beta)) < len(args.beta):
+        parser.error("--beta must be above 0, and each be given once")
     return args
 
 
@@ -64,6 +66,8 @@ def main() -> int:
         preflight.check_data(cfg, args.split)
         for kind in args.rows:
             preflight.check_checkpoint(checkpoints[kind])
+        if args.untrained:
+            preflight.check_weights(cfg)
         measured: dict[str, dict] = {f"{beta:g}": {} for beta in args.beta}
         for kind in args.rows:
             states = {kind: checkpoints[kind]}
@@ -89,12 +93,12 @@ def main() -> int:
         samples = next(iter(next(iter(rows.values())).values()))["samples"]
         title = f"{samples} samples of {args.split}, {args.clusters} clusters, beta {beta}"
         print(f"{title}\n{as_table(rows)}")
-    if args.out is not None:
-        draw(measured, f"{args.config}: {samples} samples of {args.split}", args.out)
     if args.json is not None:
         result = dict(command=shlex.join(["python", *sys.argv]), split=args.split, beta=measured)
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=2) + "\n")
+    if args.out is not None:
+        draw(measured, f"{args.config}: {samples} samples of {args.split}", args.out)
     return 0
 
 

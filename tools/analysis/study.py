@@ -9,6 +9,7 @@ after training, and goes to OUT_bottleneck.csv; the run's checkpoint must be in 
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import shlex
@@ -18,6 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from statistics import mean
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -155,6 +157,47 @@ def summary(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def bottleneck_summary(rows: list[dict[str, object]]) -> str:
+    """Tables in Markdown, one for each split and beta: means over seeds, at every merge point."""
+    lines = []
+    for split, beta in itertools.product(IMAGES, BETAS):
+        picked = [row for row in rows if (row["split"], row["beta"]) == (split, beta)]
+        points = list(dict.fromkeys(row["point"] for row in picked))
+        clusters = "hard clusters" if beta == "inf" else f"beta {beta}"
+        lines.append(
+            f"Samples of {split}, {clusters}: IB before -> after training (least to most of the "
+            "seeds), and its two parts I(X~;X) - I(X~;Y), in nats.\n"
+        )
+        lines += [f"| variant | seeds | {' | '.join(points)} |", "|---|---|" + "---|" * len(points)]
+        for name in dict.fromkeys(row["variant"] for row in picked):
+            runs = [row for row in picked if row["variant"] == name]
+            cells = [name, str(len({int(row["seed"]) for row in runs}))]
+            for point in points:
+                after, before = [
+                    [row for row in runs if row["point"] == point and str(row["trained"]) == state]
+                    for state in ("True", "False")
+                ]
+                if not after:
+                    cells.append("")
+                    continue
+                old, ib, x, y = [
+                    [float(row[key]) for row in states]
+                    for states, key in (
+                        (before, "ib"),
+                        (after, "ib"),
+                        (after, "information_x"),
+                        (after, "information_y"),
+                    )
+                ]
+                cells.append(
+                    f"{mean(old):.2f} -> **{mean(ib):.2f}** ({min(ib):.2f} to {max(ib):.2f}), "
+                    f"{mean(x):.2f} - {mean(y):.2f}"
+                )
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def read_rows(path: Path) -> list[dict[str, object]]:
     if not path.exists():
         return []
@@ -212,6 +255,7 @@ def main() -> None:
         for run in as_completed(runs):
             rows += [row | dict(commit=settings["commit"]) for row in run.result()]
             write_rows(out, IB_COLUMNS, rows)
+            out.with_suffix(".md").write_text(bottleneck_summary(rows))
 
 
 if __name__ == "__main__":
