@@ -46,6 +46,10 @@ VARIANTS = {
     "ltm_block_soft": (MERGED, "model.backbone.merger.scope=block model.backbone.merger.mask=soft"),
     "ltm_ib_0.1": (BOTTLENECK, "custom_hooks.0.weight=0.1"),
     "ltm_ib_1": (BOTTLENECK, "custom_hooks.0.weight=1.0"),
+    "ltm_ib_1_deep": (
+        BOTTLENECK,
+        "custom_hooks.0.weight=1.0 custom_hooks.0.points=[stages.2.blocks.2]",
+    ),
     "ltm_gradient": (BOTTLENECK, "custom_hooks.0.weight=0 model.backbone.merger.update=gradient"),
     "vit_dense": (VIT, ""),
     "vit_pool": (LTM_VIT, "model.backbone.merger.type=Pool"),
@@ -123,7 +127,7 @@ def measure_bottleneck(
                 fixed = dict(variant=variant, seed=seed, split=split, beta=beta)
                 fixed |= dict(trained=state == kind, command=shlex.join(["python", *command]))
                 for point, summary in points.items():
-                    values = {name: summary[name] for name in IB_VALUES}
+                    values = {name: round(summary[name], 5) for name in IB_VALUES}
                     rows.append(fixed | dict(point=point) | values)
     return rows
 
