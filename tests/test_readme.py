@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mmdet.registry import MODELS
+from mmdet.registry import HOOKS, MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
@@ -79,6 +79,23 @@ def test_merging_in_a_vit(tmp_path: Path) -> None:
     register_all_modules()
     backbone = MODELS.build(config.model.backbone)
     assert isinstance(backbone, LTMViT) and backbone.sides == {2: 10}
+
+
+def test_bottleneck_in_a_config(tmp_path: Path) -> None:
+    text = code_blocks("python")[2]
+    (tmp_path / "mine.py").write_text(text.replace("configs/", f"{ROOT}/configs/"))
+    (hook,) = Config.fromfile(tmp_path / "mine.py").custom_hooks
+    register_all_modules()
+    assert HOOKS.build(hook).weight == 0.1
+
+
+@pytest.mark.skipif((ROOT / "work_dirs/demo").exists(), reason="the demo was run: these would work")
+@pytest.mark.parametrize("command", [c for c in commands() if "work_dirs/demo" in c])
+def test_commands_on_the_demo_say_that_it_comes_first(command: str) -> None:
+    """What they do after it, the tools' own tests show."""
+    done = run(command)
+    assert done.returncode == 2
+    assert "no checkpoint at work_dirs/demo" in done.stderr or "data/demo" in done.stderr
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "flops.py" in c])

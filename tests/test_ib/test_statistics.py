@@ -48,9 +48,12 @@ def test_summary_is_the_formulas(n, clusters, inputs, classes):
     out, inside, labels = samples(n, clusters, inputs, classes)
     labels[:classes] = torch.arange(classes)
     ys = labels.tolist()
-    summary = counted(out, inside, labels, classes).summary()
+    statistics = counted(out, inside, labels, classes)
+    summary = statistics.summary()
     with_input = joint_oracle(out, inside)
     with_class = joint_oracle(one_hot(ys, classes), out)
+    torch.testing.assert_close(statistics.with_input, n * with_input)
+    torch.testing.assert_close(statistics.with_class, n * with_class)
     q = conditional_oracle(out, ys, classes, EPS)
     entropy = -sum(v * math.log(v) for v in out.flatten().tolist())
     of_input = sum(v * math.log(v) for v in inside.flatten().tolist()) / n
