@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from ltm_det.analysis import bottleneck
-from ltm_det.analysis.bottleneck import KINDS, as_table, draw, load_detector, measure, variant
+from ltm_det.analysis.bottleneck import (
+    KINDS,
+    as_table,
+    data_of,
+    draw,
+    load_detector,
+    measure,
+    variant,
+)
 from ltm_det.analysis.flops import build_backbone
 from ltm_det.engine.bottleneck import fit_centroids
 from ltm_det.engine.instances import background_boxes
@@ -501,6 +509,17 @@ def test_all_kinds_see_the_same_samples(
     images = dict(val=4, train=8)[split]
     labels = runs[0][0].bincount(minlength=3)
     assert labels[:2].tolist() == [images, images] and 0 < labels[2] <= images
+
+
+@pytest.mark.parametrize(("split", "images"), [("val", 4), ("train", 8)])
+def test_a_split_is_read_in_its_order(config: Callable, split: str, images: int) -> None:
+    """The config's own loader shuffles, and batches images of one shape."""
+    cfg = config()
+    before = cfg.to_dict()
+    loader = data_of(cfg, split)
+    ids = [[sample.img_id for sample in batch["data_samples"]] for batch in loader]
+    assert ids == [[i, i + 1] for i in range(1, images, 2)]
+    assert loader.num_workers == 0 and cfg.to_dict() == before
 
 
 @pytest.mark.parametrize(("images", "seen"), [(1, 2), (2, 2), (3, 4), (4, 4), (99, 4), (None, 4)])
