@@ -28,6 +28,8 @@ OUTPUT_NORM = re.compile(r"^norm(\d+)\.(?:weight|bias)$")
 # Only in a classifier: its linear head, and the norm between the last stage and that head.
 CLASSIFIER_ONLY = re.compile(r"^(?:head\..+|norm\.(?:weight|bias))$")
 
+# U, (C, P), and S_0, (N, P), of a mask module.
+MASK_TABLE = re.compile(r"(stages\.(\d+)\..*?(mergers?)(?:\.\d+)?)\.(?:step|initial_logits)$")
 TABLE = re.compile(r"\.relative_position_bias_table$")
 POS_EMBED = "absolute_pos_embed"
 _SWIN_NAME = re.compile(r"^layers[._]\d+\.blocks\.\d+\.attn\.qkv\.weight$")
@@ -109,22 +111,21 @@ class SwinFamily(Family):
             if TABLE.search(key) and match and value.ndim == 2:
                 tables.setdefault(int(match[1]), []).append(value)
         window = {stage: _window(found[0]) for stage, found in tables.items()}
-        mergers = []
+        mergers = {}
         for key, value in state.items():
-            # U of a mask module is (C, P): P tokens kept of the stage's M^2.
-            if match := re.match(r"(stages\.(\d+)\..*?(mergers?)(?:\.\d+)?)\.step$", key):
+            if match := MASK_TABLE.match(key):
                 tokens = window.get(int(match[2]), 0) ** 2
                 scope = "stage" if match[3] == "mergers" else "block"
-                mergers.append(
-                    f"{match[1]} (scope={scope!r}, keeps {value.shape[-1]} of {tokens} tokens)"
-                )
+                kept = f"keeps {value.shape[-1]} of {tokens} tokens"
+                mergers[match[1]] = f"{match[1]} (scope={scope!r}, {kept})"
         embed = state.get("patch_embed.projection.weight")
         return (
             f"embed_dims={'?' if embed is None else len(embed)}, "
             f"depths={tuple(len(tables[stage]) for stage in sorted(tables))}, "
             f"num_heads={tuple(tables[stage][0].shape[1] for stage in sorted(tables))}, "
             f"window_size={', '.join(map(str, sorted(set(window.values())))) or '?'}, "
-            f"use_abs_pos_embed={POS_EMBED in state}, mask modules: {some(mergers) or 'none'}"
+            f"use_abs_pos_embed={POS_EMBED in state}, "
+            f"mask modules: {some(mergers.values()) or 'none'}"
         )
 
 

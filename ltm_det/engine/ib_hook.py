@@ -218,7 +218,7 @@ class IBHook(Hook):
             step = getattr(merger, "step", None)
             if isinstance(step, BottleneckStep) and name in self.bottleneck.points:
                 b = self.bottleneck
-                step.set_bottleneck(b.centroids[name], b.q[name], b.prior)
+                step.set_bottleneck(b.centroids[name], b.q[name], b.prior, b.beta)
 
     @property
     def key(self) -> str:

@@ -37,7 +37,8 @@ def class_cost(log_q: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         log_q: (Y, K)
-        labels: (*,) whole numbers below Y, or (*, Y) probabilities of the classes.
+        labels: (*,) whole numbers from 0 to Y - 1, which is not checked, or (*, Y) probabilities
+            of the classes.
 
     Returns:
         (*, K)

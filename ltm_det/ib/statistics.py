@@ -19,7 +19,7 @@ class IBStatistics:
         clusters: K, of the merged features X~.
         input_clusters: J, of the input features X.
         classes: Y, background included.
-        device: Where the sums are kept.
+        device: Where the sums are kept; for :meth:`all_reduce` the process group's, on NCCL a GPU.
     """
 
     def __init__(

@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 from ltm_det.ib import assign, bound_gradient, class_cost, class_posterior, full_precision
 
+# A merged token that draws on next to nothing would get a step without bounds. m counts from here
+# on, and a window's U is scaled down as a whole, so that it still lowers the bound and Z U is
+# finite in float16.
+LEAST_SIZE = 1e-6
+LARGEST_ENTRY = 10.0
+
 
 class BottleneckStep(nn.Module):
     """U = rate * (dIBB/dG's right factor) of a window, for S = S_prev - Z U.
@@ -46,12 +52,20 @@ class BottleneckStep(nn.Module):
         self.rate = nn.Parameter(torch.zeros(()))
 
     @torch.no_grad()
-    def set_bottleneck(self, centroids: Tensor, q: Tensor, prior: Tensor) -> None:
+    def set_bottleneck(self, centroids: Tensor, q: Tensor, prior: Tensor, beta: float) -> None:
         """Sets what is learned but the rate: (K, C), Q(a|y) as (Y, K), and p(y) as (Y,).
 
+        Args:
+            beta: Of the assignment that Q was counted with.
+
         Raises:
-            ValueError: If the sizes differ; it names the options to change.
+            ValueError: If sizes or beta differ; it names the options to change.
         """
+        if beta != self.beta:
+            raise ValueError(
+                f"update='gradient' has beta={self.beta}, but Q was counted with beta={beta}: "
+                "set the merger's beta to that"
+            )
         given, own = (centroids, q, prior), (self.centroids, self.log_q, self.log_prior)
         if [x.shape for x in given] != [x.shape for x in own]:
             raise ValueError(
@@ -62,21 +76,24 @@ class BottleneckStep(nn.Module):
                 "set the merger's clusters and classes to these"
             )
         self.centroids.copy_(centroids)
-        self.log_q.copy_(q.log())
-        self.log_prior.copy_(prior.log())
+        tiny = torch.finfo(torch.float32).tiny
+        self.log_q.copy_(q.clamp(min=tiny).log())
+        self.log_prior.copy_(prior.clamp(min=tiny).log())
 
     def forward(self, z: Tensor, mask: Tensor) -> Tensor:
         """U, (*, C, P), from tokens (*, N, C) and their mask (*, N, P), zero for padded tokens."""
         with full_precision(z):
             size = mask.sum(-2).unsqueeze(-1)  # m, (*, P, 1)
-            size = torch.where(size > 0, size, 1)
+            size = size.clamp(min=LEAST_SIZE)
             merged = mask.transpose(-1, -2) @ z.to(mask.dtype) / size  # X~
             log_q = self.log_q.to(mask.dtype).log_softmax(-1)
             phi = assign(merged, self.centroids, self.beta)
             posterior = class_posterior(phi, log_q, self.log_prior.to(mask.dtype))
             cost = class_cost(log_q, posterior)
             gradient = bound_gradient(merged, self.centroids, cost, self.beta)
-            return (self.rate * gradient / size).transpose(-1, -2).to(z.dtype)
+            step = (self.rate * gradient / size).transpose(-1, -2)
+            largest = step.detach().abs().amax((-2, -1), keepdim=True)
+            return (step * (LARGEST_ENTRY / largest).clamp(max=1)).to(z.dtype)
 
     def extra_repr(self) -> str:
         return f"clusters={len(self.centroids)}, classes={len(self.log_q)}, beta={self.beta}"

@@ -12,19 +12,21 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import nn
 
-from ltm_det.analysis.merging_pictures import (
-    LEGEND,
+from ltm_det.analysis.merge_views import (
     MergeView,
-    MergingPictureError,
     borders,
-    default_targets,
     hues_apart,
-    merge_points_of,
-    merging_figure,
     principal_colours,
-    read_image,
     view_of,
     zoom,
+)
+from ltm_det.analysis.merging_pictures import (
+    LEGEND,
+    MergingPictureError,
+    default_targets,
+    merge_points_of,
+    merging_figure,
+    read_image,
 )
 from ltm_det.backbones import LTMSwin, LTMViT, MergePoint, MergeWatch
 from ltm_det.backbones.windows import WindowGrid
@@ -217,6 +219,16 @@ def test_colours_are_the_principal_components_whatever_the_padding() -> None:
         assert np.corrcoef(shown[middle], left[middle, channel])[0, 1] > 1 - 1e-9
     features[:, 7:], features[:, :, 8:] = 1e6, -1e6
     assert torch.allclose(principal_colours(features, (7, 8))[:7, :8], colours[:7, :8])
+
+
+def test_padding_decides_on_no_colour_and_is_not_shown() -> None:
+    """An image of 30 x 22 pixels on a map of 40 x 60: 6 x 5 tokens, the last of them in part."""
+    point = pool_point(8, 12)
+    view = view_of("a", point, (1.0, 1.0), (30, 22))
+    expected = principal_colours(point.merged_map()[0], (6, 5))
+    np.testing.assert_allclose(view.features, expected)
+    for axis in figure_of((30, 22), [view], [(3, 3)]).axes[3:]:
+        assert axis.get_xlim() == (0, 22) and axis.get_ylim() == (30, 0)
 
 
 def test_features_without_contrast_have_a_colour() -> None:

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+
+import ltm_det  # noqa: F401  first: a spawned rank imports this file, and needs mmdet's models
+
+# isort: split
 from mmdet.models.backbones import SwinTransformer
 from mmdet.registry import HOOKS as MMDET_HOOKS
 from mmengine.config import Config
@@ -634,8 +638,8 @@ def test_no_data_for_the_source(source, data):
         start(swin_cases.make(dict(type="Pool")), data, source=source)
 
 
-def test_data_without_annotations(train, root):
-    pipeline = build(root, Path("."), validate=True).cfg.val_dataloader.dataset.pipeline
+def test_data_without_annotations(train, root, tmp_path):
+    pipeline = build(root, tmp_path, validate=True).cfg.val_dataloader.dataset.pipeline
     with pytest.raises(ValueError, match="val/0.png.*LoadAnnotations"):
         train(
             hook(source="val"),

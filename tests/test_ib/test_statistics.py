@@ -236,6 +236,7 @@ def test_a_label_that_is_no_class(label):
         ((10, K), (10, J), ()),
         ((2, 5, K), (2, 5, J), (2, 5)),
         ((K,), (J,), (1,)),
+        ((K,), (J,), ()),
     ],
     ids=str,
 )

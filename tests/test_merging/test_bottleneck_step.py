@@ -304,7 +304,7 @@ def test_set_bottleneck():
     prior = torch.tensor([0.5, 0.3, 0.2])
     given = [t.clone() for t in (centroids, q, prior)]
     step.rate.data.fill_(0.7)
-    step.set_bottleneck(centroids, q, prior)
+    step.set_bottleneck(centroids, q, prior, step.beta)
     for t in (centroids, q, prior):
         t.zero_()  # it has copies
     torch.testing.assert_close(step.centroids.data, given[0])
@@ -319,7 +319,9 @@ def test_set_bottleneck_takes_float64_statistics():
     statistics = IBStatistics(4, 2, 3)
     out = torch.eye(4)[torch.zeros(5, dtype=torch.long)]
     statistics.update(out, torch.rand(5, 2).softmax(-1), torch.tensor([0, 0, 2, 2, 2]))
-    step.set_bottleneck(torch.randn(4, DIM), statistics.class_conditional(), statistics.prior())
+    step.set_bottleneck(
+        torch.randn(4, DIM), statistics.class_conditional(), statistics.prior(), step.beta
+    )
     step.rate.data.fill_(1.0)
     u = step(torch.randn(2, 9, DIM).float(), torch.rand(2, 9, 3).float())
     assert u.isfinite().all() and step.log_q.dtype == torch.float32
@@ -338,7 +340,7 @@ def test_set_bottleneck_of_other_sizes(wrong):
         f"{tuple(prior.shape)}): set the merger's clusters and classes to these"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        step.set_bottleneck(torch.randn(k, c), q, prior)
+        step.set_bottleneck(torch.randn(k, c), q, prior, step.beta)
     assert all(torch.equal(value, before[name]) for name, value in step.state_dict().items())
 
 
@@ -412,3 +414,40 @@ def test_shapes_without_numbers():
     x = torch.empty(2, 49, DIM, device="meta")
     merging, logits = LTM(DIM, 7, 25, update="gradient").to("meta")(x)
     assert logits.shape == (2, 49, 25) and merging.merge(x).shape == (2, 25, DIM)
+
+
+def test_set_bottleneck_of_another_beta():
+    step = BottleneckStep(DIM, clusters=4, classes=3, beta=10.0)
+    given = torch.randn(4, DIM), torch.full((3, 4), 0.25), torch.full((3,), 1 / 3)
+    with pytest.raises(
+        ValueError, match=r"beta=10.0, but Q was counted with beta=5.0: set the mer"
+    ):
+        step.set_bottleneck(*given, 5.0)
+
+
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16, None])
+@pytest.mark.parametrize("below", [11.0, 14.0, 40.0, 100.0])
+def test_a_merged_token_of_next_to_nothing(low, below):
+    """Its gradient goes with 1 / m; the step and what comes back through it stay finite."""
+    ltm = LTM(DIM, 7, 25, update="gradient", clusters=8, classes=4).float()
+    ltm.step.rate.data.fill_(1.0)
+    ltm.initial_logits.data[:, 3] = ltm.initial_logits.data.min() - below
+    x = torch.randn(4, 49, DIM, dtype=torch.float32, requires_grad=True)
+    with torch.autocast("cpu", low or torch.bfloat16, enabled=low is not None):
+        merging, logits = ltm(x)
+        back = merging.unmerge(merging.merge(x))
+    back.square().sum().backward()
+    assert logits.isfinite().all() and back.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in [x, *ltm.parameters()])
+
+
+def test_a_large_step_keeps_its_direction():
+    step = BottleneckStep(DIM, clusters=8, classes=4)
+    z, mask = torch.randn(2, 49, DIM), torch.rand(2, 49, 25)
+    step.rate.data.fill_(1e-3)
+    small = step(z, mask)
+    step.rate.data.fill_(1e6)
+    large = step(z, mask)
+    torch.testing.assert_close(large.abs().amax((1, 2)), torch.full((2,), 10.0))
+    scale = small.abs().amax((1, 2), keepdim=True)
+    torch.testing.assert_close(large / 10, small / scale)

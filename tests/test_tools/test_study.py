@@ -222,7 +222,7 @@ def test_the_bottleneck_of_every_run_is_written_once(
             )
         assert found[0]["ib"] != found[3]["ib"]
     table = out.with_suffix(".md").read_text()
-    assert [line.count("|") for line in table.splitlines() if "1 |" in line] == [6] * 3 * 4
+    assert [line.count("|") for line in table.splitlines() if "| 1 |" in line] == [6] * 3 * 4
 
 
 def test_the_bottlenecks_summary_has_means_over_seeds() -> None:
