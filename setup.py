@@ -42,6 +42,6 @@ setup(
     extras_require={
         "lite": ["mmcv-lite==2.1.0"],
         "full": ["mmcv==2.1.0"],
-        "dev": ["pytest>=8", "ruff==0.17.*", "pre-commit"],
+        "dev": ["pytest>=8", "ruff==0.17.*", "pre-commit", "tensorboard"],
     },
 )

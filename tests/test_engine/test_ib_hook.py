@@ -20,6 +20,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -37,6 +38,7 @@ POINTS = ["stages.0.blocks.1", "stages.1.blocks.1"]
 LOSSES = [f"loss_ib_{name}" for name in POINTS]
 TOLD = ["information_x", "information_y", "ib", "bound", "input_term", "label_entropy"]
 TOLD += ["softness", "samples"]
+BETA = "model__backbone__merger__beta"
 CONFIGS = Path(__file__).parents[2] / "configs"
 GRADIENT = {
     f"model__backbone__merger__{option}": value
@@ -199,9 +201,6 @@ def test_a_line_in_the_log(train):
 
 
 def test_tensorboard_gets_it_too(train, tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
     visualizer = dict(type="Visualizer", vis_backends=backends)
     run = train(hook(), train_cfg__max_iters=2, visualizer=visualizer)
@@ -578,6 +577,13 @@ def test_mask_modules_of_other_sizes(train, options, told):
     sizes = {f"model__backbone__merger__{k}": v for k, v in options.items()}
     with pytest.raises(ValueError, match=f"{told}.*3 clusters, 3 classes.*set the merger's"):
         train(hook(), train_cfg__max_iters=2, **{**GRADIENT, **sizes})
+
+
+def test_mask_modules_of_another_temperature(train):
+    with pytest.raises(ValueError, match="beta=10.0, but Q was counted with beta=4.0: set the mer"):
+        train(hook(beta=4.0), train_cfg__max_iters=2, **GRADIENT)
+    run = train(hook(beta=4.0), train_cfg__max_iters=2, **{**GRADIENT, BETA: 4.0})
+    assert len(run.given) == 2
 
 
 @pytest.mark.parametrize("first", [True, False])
