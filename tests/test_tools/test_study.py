@@ -105,7 +105,9 @@ def test_the_bottleneck_is_measured_where_the_run_or_its_twin_merges(
         assert changes == asked[0][-len(changes) :]
 
     cfg = load_config(str(ROOT / command[2]), options_of(changes))
-    measured = variant(cfg, command[command.index("--rows") + 1])
+    kind = command[command.index("--rows") + 1]
+    assert kind == ("dense" if "dense" in name else "pool" if "pool" in name else "merged")
+    measured = variant(cfg, kind)
     assert measured.randomness.seed == 3
     config, changes = STUDY["VARIANTS"][name]
     trained = load_config(str(ROOT / config), options_of(changes.split()))
