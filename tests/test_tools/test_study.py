@@ -32,6 +32,7 @@ def changes_of(folder: Path) -> str:
     changes = [f"{loader}.dataset.data_root={data}/" for loader in loaders]
     changes += [f"{loader}.num_workers=0" for loader in loaders]
     changes += [f"{loader}.persistent_workers=False" for loader in loaders]
+    changes += [f"{loader}.dataset.serialize_data=False" for loader in loaders]
     changes += [f"{e}_evaluator.ann_file={data}/annotations/val.json" for e in ("val", "test")]
     return " ".join([*changes, "train_cfg.max_iters=2", "train_cfg.val_interval=2"])
 
