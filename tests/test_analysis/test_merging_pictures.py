@@ -32,16 +32,8 @@ from ltm_det.backbones import LTMSwin, LTMViT, MergePoint, MergeWatch
 from ltm_det.backbones.windows import WindowGrid
 from ltm_det.merging import Pool
 from ltm_det.merging.base import matrix_merging
+from tests.test_backbones.swin_cases import MINI as SWIN
 
-SWIN = dict(
-    embed_dims=8,
-    depths=(2, 3),
-    num_heads=(1, 2),
-    strides=(4, 2),
-    out_indices=(0, 1),
-    window_size=4,
-    drop_path_rate=0.0,
-)
 VIT = dict(
     embed_dims=8,
     depth=3,
