@@ -28,12 +28,14 @@ class MergePoint(NamedTuple):
         merging: How they were merged, window by window.
         grid: Their map.
         stride: Pixels between neighbouring tokens.
+        shift: By how many tokens the map is rolled back.
     """
 
     tokens: Tensor
     merging: Merging
     grid: WindowGrid
     stride: float
+    shift: int = 0
 
     def merged_map(self) -> Tensor:
         """The merged tokens X~ = G^T Z on the full map, (B, C, H, W), as G lays them out.
@@ -45,7 +47,7 @@ class MergePoint(NamedTuple):
 
     def to_map(self, tokens: Tensor) -> Tensor:
         """(B, W, N, C) to (B, C, H, W); padded tokens are cut off."""
-        maps = self.grid.reverse(tokens).transpose(1, 2)
+        maps = self.grid.reverse(self.grid.roll(tokens, self.shift)).transpose(1, 2)
         return maps.unflatten(2, (self.grid.height, self.grid.width))
 
 
@@ -107,18 +109,18 @@ class MergeWatch:
         self._image_size = None
 
     def _see_merger(self, name: str, module: Merger, args: tuple, output: tuple) -> None:
-        self._see(name, args[0], output[0])
+        self._see(name, args[0], output[0], self.backbone.shift_at(name))
 
     def _see_dense(self, name: str, module: nn.Module, args: tuple) -> None:
         self._see(name, args[0], NO_MERGING)
 
-    def _see(self, name: str, tokens: Tensor, merging: Merging) -> None:
+    def _see(self, name: str, tokens: Tensor, merging: Merging, shift: int = 0) -> None:
         if self._image_size is None:  # a checkpointed block, recomputed in the backward pass
             return
         grid, stride = self.backbone.grid_at(name, self._image_size)
         if tokens.ndim == 3:  # (B, T + L, C)
             tokens = grid.partition(tokens[:, tokens.shape[1] - grid.height * grid.width :])
-        self.seen[name] = MergePoint(tokens, merging, grid, stride)
+        self.seen[name] = MergePoint(tokens, merging, grid, stride, shift)
 
 
 def _dense_points(backbone: nn.Module) -> dict[str, nn.Module]:

@@ -6,7 +6,7 @@ window, k side of the merged window, H x W grid. A stage keeps its tokens in win
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -18,11 +18,12 @@ from mmengine.model import BaseModule, ModuleList
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from ltm_det.backbones.swin_layers import LTMSwinBlock
+from ltm_det.backbones.swin_layers import GridlessSwinBlock, LTMSwinBlock
 from ltm_det.backbones.swin_weights import SWIN
 from ltm_det.backbones.weights import AccountedLoading
 from ltm_det.backbones.windows import WindowGrid
 from ltm_det.merging import (
+    MERGERS,
     Merger,
     build_merger,
     kept_side,
@@ -49,17 +50,25 @@ class LTMSwinStage(BaseModule):
         stage: mmdet's stage; its modules and their names are taken over.
         ratios: Compression ratio of each block; 1.0 is a dense block.
         scope: 'block' merges before each block's MLP and restores after it; 'stage' merges at the
-            start of each run of blocks that keep the same k < M and restores at its end.
+            start of each run of blocks that keep the same k < M and restores at its end, or where
+            the merger keeps no grid, before and after every block.
         merger: Type and options of the mergers.
+        depths: Share of the backbone's blocks that come before each block.
     """
 
     def __init__(
-        self, stage: SwinBlockSequence, ratios: list[float], scope: str, merger: Mapping[str, Any]
+        self,
+        stage: SwinBlockSequence,
+        ratios: list[float],
+        scope: str,
+        merger: Mapping[str, Any],
+        depths: list[float],
     ) -> None:
         super().__init__()
         attn = stage.blocks[0].attn
         self.window, tokens = attn.window_size, attn.window_size**2
-        if scope == "block":
+        gridless = scope == "stage" and bool(merger) and not MERGERS[merger["type"]].keeps_grid
+        if scope == "block" or gridless:
             sides = [self.window] * len(ratios)
             self.kept = block_tokens = [kept_tokens(r, tokens) for r in ratios]
         else:
@@ -70,9 +79,13 @@ class LTMSwinStage(BaseModule):
         span_tokens = [span.side**2 for span in self.spans]
 
         dim = attn.w_msa.embed_dims
-        block_mergers = _merger_chain(dim, self.window, block_tokens, merger)
-        self.blocks = ModuleList(map(LTMSwinBlock, stage.blocks, sides, block_mergers))
-        span_mergers = _merger_chain(dim, self.window, span_tokens, merger)
+        block_mergers = _merger_chain(dim, self.window, block_tokens, merger, depths)
+        self.blocks = ModuleList()
+        for block, side, block_merger in zip(stage.blocks, sides, block_mergers, strict=True):
+            kind = GridlessSwinBlock if gridless and block_merger is not None else LTMSwinBlock
+            self.blocks.append(kind(block, side, block_merger))
+        span_depths = [depths[span.start] for span in self.spans]
+        span_mergers = _merger_chain(dim, self.window, span_tokens, merger, span_depths)
         self.mergers = nn.ModuleDict(  # by the block before which it merges
             {
                 str(span.start): m
@@ -97,7 +110,7 @@ class LTMSwinStage(BaseModule):
                 y = y0 = merging.merge(x)  # (B, W, P, C)
                 for block in blocks:
                     y, _ = block(y, grid.merged(span.side), key_bias=merging.key_bias)
-                x = x + merging.unmerge(y - y0)
+                x = merging.update(x, y - y0)
         out = grid.reverse(x)
         if self.downsample is None:
             return out, hw, out
@@ -117,18 +130,17 @@ def _spans(sides: list[int]) -> list[Span]:
 
 
 def _merger_chain(
-    dim: int, window: int, tokens: list[int], options: Mapping[str, Any]
+    dim: int, window: int, tokens: list[int], options: Mapping[str, Any], depths: list[float]
 ) -> list[Merger | None]:
     """A merger for each entry of ``tokens``, None where it is all of the window's; those of equal P
     follow on from one another."""
     mergers, previous = [], None
-    for kept in tokens:
+    for kept, depth in zip(tokens, depths, strict=True):
         if kept == window**2:
             mergers.append(None)
             continue
-        mergers.append(
-            build_merger(dim=dim, window=window, tokens=kept, chained=kept == previous, **options)
-        )
+        place = dict(window=window, tokens=kept, chained=kept == previous, depth=depth)
+        mergers.append(build_merger(dim=dim, **place, **options))
         previous = kept
     return mergers
 
@@ -185,8 +197,12 @@ class LTMSwin(AccountedLoading, SwinTransformer):
         depths = [len(stage.blocks) for stage in self.stages]
         ratios, scope, options = _parse_merger(merger, depths)
         self.stages = ModuleList(
-            LTMSwinStage(stage, r, scope, options)
-            for stage, r in zip(self.stages, ratios, strict=True)
+            LTMSwinStage(
+                stage, r, scope, options, [(first + i) / sum(depths) for i in range(len(r))]
+            )
+            for stage, r, first in zip(
+                self.stages, ratios, accumulate(depths, initial=0), strict=False
+            )
         )
 
     def init_weights(self) -> None:
@@ -208,8 +224,15 @@ class LTMSwin(AccountedLoading, SwinTransformer):
                 points[f"stages.{i}.blocks.{start}"] = merger
             for j, block in enumerate(stage.blocks):
                 if block.merger is not None:
-                    points[f"stages.{i}.blocks.{j}.ffn"] = block.merger
+                    reader = "" if isinstance(block, GridlessSwinBlock) else ".ffn"
+                    points[f"stages.{i}.blocks.{j}{reader}"] = block.merger
         return points
+
+    def shift_at(self, name: str) -> int:
+        """By how many tokens the map is rolled back at a merge point."""
+        _, i, _, j, *_ = name.split(".")
+        block = self.stages[int(i)].blocks[int(j)]
+        return block.attn.shift if isinstance(block, GridlessSwinBlock) else 0
 
     def grid_at(self, name: str, image_size: tuple[int, int]) -> tuple[WindowGrid, float]:
         """The map at a merge point for images of h x w pixels, and the pixels of a token."""

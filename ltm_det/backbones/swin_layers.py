@@ -13,9 +13,10 @@ from mmdet.models.backbones.swin import ShiftWindowMSA, SwinBlock, WindowMSA
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from ltm_det.backbones.cues import attention_cues
 from ltm_det.backbones.swin_weights import relative_position_index
 from ltm_det.backbones.windows import WindowGrid
-from ltm_det.merging import Merger
+from ltm_det.merging import Cues, Merger, Merging
 
 
 class WindowAttention(BaseModule):
@@ -45,12 +46,17 @@ class WindowAttention(BaseModule):
             table = self.table_readout.to(table.dtype) @ table
         return table[self.relative_position_index].permute(2, 0, 1)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attends within windows: (B, W, N, C) to the same; mask broadcasts to (B, W, 1, N, N)."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attends within windows: (B, W, N, C) to the same.
+
+        What is added to the logits, ``bias``, broadcasts to (B, W, nH, N, N); None: the position
+        bias.
+        """
         b, w, n, c = x.shape
-        bias = self.position_bias().to(x.dtype)[None]
-        if mask is not None:
-            bias = (bias + mask.to(x.dtype)).expand(b, w, -1, -1, -1).flatten(0, 1)
+        if bias is None:
+            bias = self.position_bias()[None]
+        else:
+            bias = bias.expand(b, w, -1, -1, -1).flatten(0, 1)
         qkv = self.qkv(x).reshape(b * w, n, 3, self.num_heads, c // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B * W, nH, N, C / nH)
         dropout = self.attn_drop.p if self.training else 0.0
@@ -69,16 +75,21 @@ class ShiftedWindowAttention(BaseModule):
 
     def forward(self, x: Tensor, grid: WindowGrid, key_bias: Tensor | None = None) -> Tensor:
         """(B, W, N, C) to the same; key_bias is (W, N) or (B, W, N)."""
-        mask = None
-        if self.shift:
-            x = grid.roll(x, -self.shift)
-            mask = grid.shift_mask(self.shift, x.device)[:, None]  # (W, 1, N, N)
+        bias = self.bias(grid, x.device, x.dtype)
         if key_bias is not None:
             key_bias = key_bias.expand(x.shape[:-1]).unsqueeze(-1)
             key_bias = grid.roll(key_bias, -self.shift).squeeze(-1)[:, :, None, None]
-            mask = key_bias if mask is None else mask + key_bias
-        x = grid.roll(self.w_msa(x, mask), self.shift)
+            bias = (self.w_msa.position_bias().to(x.dtype) if bias is None else bias) + key_bias
+        x = grid.roll(x, -self.shift)
+        x = grid.roll(self.w_msa(x, bias), self.shift)
         return self.drop(x)
+
+    def bias(self, grid: WindowGrid, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """(W, nH, N, N), position bias and shift mask; None where there is no shift to mask."""
+        if not self.shift:
+            return None
+        mask = grid.shift_mask(self.shift, device).to(dtype)
+        return self.w_msa.position_bias().to(dtype) + mask[:, None]
 
 
 class LTMSwinBlock(BaseModule):
@@ -116,11 +127,45 @@ class LTMSwinBlock(BaseModule):
         self, x: Tensor, grid: WindowGrid, state: Any, key_bias: Tensor | None
     ) -> tuple[Tensor, Any]:
         valid = grid.valid(x.device)
-        x = x + self.attn(zero_padding(self.norm1(x), valid), grid, key_bias)
+        z = zero_padding(self.norm1(x), valid)
+        x = x + self.attn(z, grid, key_bias)
         merging = grid.no_merging()
         if self.merger is not None:
-            merging, state = self.merger(x, state, valid)
-        return x + merging.unmerge(self.ffn(self.norm2(merging.merge(x)))), state
+            merging, state = self.merger(x, state, valid, self.cues(z, valid))
+        return merging.update(x, self.ffn(self.norm2(merging.merge(x)))), state
+
+    def cues(self, z: Tensor, valid: Tensor | None) -> Cues:
+        """What its merger reads of the attention's input z (B, W, N, C)."""
+        msa = self.attn.w_msa
+        return attention_cues(msa.qkv, msa.num_heads, z, self.merger.reads, valid)
+
+
+class GridlessSwinBlock(LTMSwinBlock):
+    """A Swin block on merged tokens that lie on no grid: merged before it, restored after it.
+
+    The tokens of each window of this block, which may be a shifted one, are merged; position bias
+    and shift mask of a pair of merged tokens are the mean over the pairs of their sources.
+    """
+
+    def _forward(
+        self, x: Tensor, grid: WindowGrid, state: Any, key_bias: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        shift = self.attn.shift
+        valid = grid.rolled_valid(shift, x.device)
+        x = grid.roll(x, -shift)
+        merging, _ = self.merger(x, None, valid, self.cues(self.norm1(x), valid))
+        y0 = merging.merge(x)  # (B, W, P, C)
+        y = y0 + self.attn.drop(self.attn.w_msa(self.norm1(y0), self.merged_bias(merging, grid, x)))
+        y = y + self.ffn(self.norm2(y))
+        return grid.roll(merging.update(x, y - y0), shift), state
+
+    def merged_bias(self, merging: Merging, grid: WindowGrid, x: Tensor) -> Tensor:
+        """(B, W, nH, P, P), what attention among the merged tokens adds to its logits."""
+        bias = self.attn.bias(grid, x.device, x.dtype)
+        if bias is None:
+            bias = self.attn.w_msa.position_bias().to(x.dtype).expand(x.shape[1], -1, -1, -1)
+        bias = merging.pair_bias(bias)
+        return bias if merging.key_bias is None else bias + merging.key_bias[..., None, None, :]
 
 
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:

@@ -172,7 +172,7 @@ class LTMViT(AccountedLoading, BaseModule):
         side = window_size
         for block, kept in self.sides.items():
             self.mergers[str(block)] = build_merger(
-                dim=embed_dims, window=side, tokens=kept**2, **options
+                dim=embed_dims, window=side, tokens=kept**2, depth=block / depth, **options
             )
             side = kept
         self.apply(_init_weights)
@@ -211,6 +211,10 @@ class LTMViT(AccountedLoading, BaseModule):
         """The mergers, by the name of their merge point, see :mod:`.merge_points`."""
         return {f"blocks.{block}": merger for block, merger in self.mergers.items()}
 
+    def shift_at(self, name: str) -> int:
+        """By how many tokens the map is rolled back at a merge point: windows never shift."""
+        return 0
+
     def grid_at(self, name: str, image_size: tuple[int, int]) -> tuple[WindowGrid, float]:
         """The map at a merge point for images of h x w pixels, and the pixels of a token."""
         patch = self.patch_embed.patch_size
@@ -230,12 +234,14 @@ class LTMViT(AccountedLoading, BaseModule):
             x + unmerge(y - y0) and then ``restore``.
         """
         prefix, x = x.split([self.num_prefix, x.shape[1] - self.num_prefix], dim=1)
-        merging, merged = tokens.merged(x, self.mergers[str(block)], self.sides[block])
+        merger, reader = self.mergers[str(block)], self.blocks[block]
+        z = reader.norm1(x) if merger.reads else x
+        merging, merged = tokens.merged(x, z, merger, self.sides[block], reader.attn)
         y0 = merging.merge(x)
 
         def restore_here(y: Tensor) -> Tensor:
             prefix, y = y.split([self.num_prefix, y0.shape[1]], dim=1)
-            return restore(torch.cat([prefix, x + merging.unmerge(y - y0)], dim=1))
+            return restore(torch.cat([prefix, merging.update(x, y - y0)], dim=1))
 
         return torch.cat([prefix, y0], dim=1), merged, restore_here
 

@@ -13,8 +13,9 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ltm_det.backbones.cues import attention_cues
 from ltm_det.backbones.windows import WindowGrid
-from ltm_det.merging import SHUT, Merger, Merging
+from ltm_det.merging import SHUT, Cues, Merger, Merging
 
 
 class TokenMap(NamedTuple):
@@ -25,11 +26,16 @@ class TokenMap(NamedTuple):
         dense: Of the tokens before any merging, in windows of M x M.
         key_bias: (W, k * k) or (B, W, k * k), added to the attention logits of each key; shuts out
             tokens that nothing was merged into. None for nothing.
+        at: (B, W, k * k, 2), row and column of each token within its window, in dense tokens, where
+            merging kept no grid; the map's order says nothing then. None: the grid's cells.
+        size: (B, W, k * k), of the mergers that keep it, see :class:`ltm_det.merging.Merging`.
     """
 
     grid: WindowGrid
     dense: WindowGrid
     key_bias: Tensor | None = None
+    at: Tensor | None = None
+    size: Tensor | None = None
 
     @property
     def spacing(self) -> float:
@@ -42,16 +48,45 @@ class TokenMap(NamedTuple):
             return self.grid.valid(device)
         return self.key_bias > SHUT / 2
 
-    def merged(self, x: Tensor, merger: Merger, side: int) -> tuple[Merging, "TokenMap"]:
-        """How ``merger`` merges x (B, L, C), as a merging of maps, and the map it leads to."""
-        here, there = self.grid, self.grid.shrunk(side)
-        windows, _ = merger(here.partition(x), None, self.valid(x.device))
+    def merged(
+        self, x: Tensor, z: Tensor, merger: Merger, side: int, attn: Attention
+    ) -> tuple[Merging, "TokenMap"]:
+        """How ``merger`` merges x (B, L, C), as a merging of maps, and the map it leads to.
+
+        ``attn`` and its input z (B, L, C) are what the merged tokens are read by.
+        """
+        here, valid = self.grid, self.valid(x.device)
+        there = here.shrunk(side) if merger.keeps_grid else here.merged(side)
+        tokens = here.partition(x)
+        cues = Cues(size=self.size)
+        if merger.reads:
+            z = here.partition(z)
+            cues = attention_cues(attn.qkv, attn.num_heads, z, merger.reads, valid, self.size)
+        windows, _ = merger(tokens, None, valid, cues)
+        detail, at = windows.detail, None
+        if not merger.keeps_grid:
+            average = windows.average or windows.merge
+            at = average(self.places(x).expand(*tokens.shape[:2], -1, -1))
         merging = Merging(
             merge=lambda x: there.reverse(windows.merge(here.partition(x))),
             unmerge=lambda y: here.reverse(windows.unmerge(there.partition(y))),
             key_bias=windows.key_bias,
+            detail=None if detail is None else here.reverse(detail),
         )
-        return merging, TokenMap(there, self.dense, windows.key_bias)
+        return merging, TokenMap(there, self.dense, windows.key_bias, at, windows.size)
+
+    def places(self, x: Tensor) -> Tensor:
+        """(*, k * k, 2), see ``at``; in the dtype of x."""
+        if self.at is not None:
+            return self.at
+        line = torch.arange(self.grid.window, device=x.device, dtype=x.dtype)
+        return torch.cartesian_prod(line, line) * self.spacing + (self.spacing - 1) / 2
+
+    def places_on_map(self) -> Tensor:
+        """(B, W, k * k, 2), ``at`` on the whole map."""
+        rows = torch.arange(self.dense.rows, device=self.at.device) * self.dense.window
+        columns = torch.arange(self.dense.columns, device=self.at.device) * self.dense.window
+        return self.at + torch.cartesian_prod(rows, columns)[:, None]
 
 
 class RelPosAttention(Attention):
@@ -84,6 +119,7 @@ class RelPosAttention(Attention):
         lengths: tuple[int, int],
         spacing: float,
         mask: Tensor | None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Attention over T prefix tokens and a map.
 
@@ -93,6 +129,7 @@ class RelPosAttention(Attention):
             lengths: How many dense tokens its height and its width stand for.
             spacing: Distance of neighbouring cells, in dense tokens.
             mask: Added to the logits, broadcastable to (B, nH, T + L, T + L), or None.
+            at: (B, L, 2), row and column of tokens that lie on no grid, in dense tokens, or None.
 
         Returns:
             (B, T + L, C)
@@ -101,7 +138,10 @@ class RelPosAttention(Attention):
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nH, T + L, D)
         if self.use_rel_pos:
-            bias = self.position_bias(q, cells, lengths, spacing)
+            if at is None:
+                bias = self.position_bias(q, cells, lengths, spacing)
+            else:
+                bias = self.scattered_bias(q, at, lengths)
             mask = bias if mask is None else bias + mask
         dropout = self.attn_drop.p if self.training else 0.0
         if mask is not None:
@@ -124,6 +164,17 @@ class RelPosAttention(Attention):
         bias = bias.flatten(4).flatten(2, 3)
         return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias  # else a copy of the largest
 
+    def scattered_bias(self, q: Tensor, at: Tensor, lengths: tuple[int, int]) -> Tensor:
+        """As `position_bias`, of tokens at the dense tokens nearest to ``at`` (B, L, 2)."""
+        prefix = q.shape[2] - at.shape[1]
+        q, bias = q[:, :, prefix:], 0.0
+        for axis, table in enumerate((self.rel_pos_h, self.rel_pos_w)):
+            line = at[..., axis].round().long().clamp(0, lengths[axis] - 1)  # (B, L)
+            embedding = relative_embedding(table, lengths[axis], lengths[axis], 1.0)[line]
+            along = torch.einsum("bnld,blkd->bnlk", q, embedding.to(q.dtype))
+            bias = bias + along.gather(-1, line[:, None, None].expand(-1, *q.shape[1:3], -1))
+        return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
+
 
 class GlobalAttention(RelPosAttention):
     """Every token attends to every token."""
@@ -137,7 +188,8 @@ class GlobalAttention(RelPosAttention):
             key_bias = grid.reverse(key_bias).squeeze(-1)  # (B, L)
             mask = F.pad(key_bias, (x.shape[1] - key_bias.shape[1], 0))[:, None, None]
         cells, lengths = (grid.height, grid.width), (dense.height, dense.width)
-        return self.attend(x, cells, lengths, tokens.spacing, mask)
+        at = None if tokens.at is None else grid.reverse(tokens.places_on_map())
+        return self.attend(x, cells, lengths, tokens.spacing, mask, at)
 
 
 class WindowAttention(RelPosAttention):
@@ -155,7 +207,8 @@ class WindowAttention(RelPosAttention):
         if tokens.key_bias is not None:
             mask = tokens.key_bias.expand(windows.shape[:-1]).flatten(0, 1)[:, None, None]
         cells, lengths = (grid.window, grid.window), (window, window)
-        out = self.attend(windows.flatten(0, 1), cells, lengths, tokens.spacing, mask)
+        at = None if tokens.at is None else tokens.at.flatten(0, 1)
+        out = self.attend(windows.flatten(0, 1), cells, lengths, tokens.spacing, mask, at)
         out = grid.reverse(out.unflatten(0, windows.shape[:2]))
         return F.pad(out, (0, 0, prefix, 0))
 

@@ -79,6 +79,10 @@ class WindowGrid(NamedTuple):
         """(W, N), False for padded tokens; None where no token is padded."""
         return _valid(self, device) if self.padded else None
 
+    def rolled_valid(self, shift: int, device: torch.device) -> Tensor | None:
+        """As `valid`, of the map rolled by -shift."""
+        return _rolled_valid(self, shift, device) if self.padded else None
+
     def shift_mask(self, shift: int, device: torch.device) -> Tensor:
         """(W, N, N), what attention in windows rolled by -shift adds to its logits."""
         return _shift_mask(self, shift, device)
@@ -96,6 +100,12 @@ class WindowGrid(NamedTuple):
 def _valid(grid: WindowGrid, device: torch.device) -> Tensor:
     ones = torch.ones(1, grid.height * grid.width, 1, device=device)
     return grid.partition(ones)[0, :, :, 0] > 0
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _rolled_valid(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
+    return grid.roll(_valid(grid, device)[None, :, :, None], -shift)[0, :, :, 0]
 
 
 @lru_cache(maxsize=16)

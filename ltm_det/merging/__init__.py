@@ -6,14 +6,15 @@ To add a method, write one file with a :class:`Merger` and name it in :data:`MER
 from collections.abc import Mapping
 from typing import Any
 
-from ltm_det.merging.base import NO_MERGING, SHUT, Merger, Merging
+from ltm_det.merging.base import NO_CUES, NO_MERGING, SHUT, Cues, Merger, Merging
 from ltm_det.merging.bottleneck import BottleneckStep
 from ltm_det.merging.ltm import LTM
 from ltm_det.merging.pool import Pool
 from ltm_det.merging.pooling import pooling_matrix
+from ltm_det.merging.random import Random
 from ltm_det.merging.schedule import check_ratio, kept_side, kept_tokens, ratio_schedule
 
-MERGERS: dict[str, type[Merger]] = {"LTM": LTM, "Pool": Pool}
+MERGERS: dict[str, type[Merger]] = {"LTM": LTM, "Pool": Pool, "Random": Random}
 
 
 def build_merger(type: str, **options) -> Merger:
@@ -46,12 +47,15 @@ def merger_options(merger: Mapping[str, Any]) -> dict[str, Any]:
 __all__ = [
     "LTM",
     "MERGERS",
+    "NO_CUES",
     "NO_MERGING",
     "SHUT",
     "BottleneckStep",
+    "Cues",
     "Merger",
     "Merging",
     "Pool",
+    "Random",
     "build_merger",
     "check_ratio",
     "kept_side",

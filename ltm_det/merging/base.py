@@ -15,6 +15,24 @@ from torch import Tensor, nn
 SHUT = -3e4
 
 
+class Cues(NamedTuple):
+    """What a backbone tells a merger of the tokens beside their features, as far as it reads it.
+
+    Attributes:
+        keys: (*, N, D), the keys of the attention that reads the tokens, mean over heads.
+        received: (*, N), the attention a token receives within its window, mean over heads and
+            queries.
+        size: (*, N), how many tokens each one stands for already; None for one each.
+    """
+
+    keys: Tensor | None = None
+    received: Tensor | None = None
+    size: Tensor | None = None
+
+
+NO_CUES = Cues()
+
+
 class Merging(NamedTuple):
     """What a merger decided for one input: how to go from N tokens to P, and back.
 
@@ -23,11 +41,33 @@ class Merging(NamedTuple):
         unmerge: Maps (*, P, C) to (*, N, C).
         key_bias: (*, P), what attention among the merged tokens adds to the logits of each key, or
             None for nothing. A token that no real token feeds has a bias that shuts it out.
+        detail: (*, N, C), what is added to the tokens beside the merged ones' update, or None.
+        size: (*, P), how many real tokens each merged one stands for, or None if that is not kept.
+        average: Maps (*, N, C) to (*, P, C): the mean over a merged token's sources of anything
+            that belongs to tokens, such as their places. None: as ``merge``.
     """
 
     merge: Callable[[Tensor], Tensor]
     unmerge: Callable[[Tensor], Tensor]
     key_bias: Tensor | None = None
+    detail: Tensor | None = None
+    size: Tensor | None = None
+    average: Callable[[Tensor], Tensor] | None = None
+
+    def update(self, x: Tensor, change: Tensor) -> Tensor:
+        """Tokens x (*, N, C) after the merged ones changed by ``change`` (*, P, C)."""
+        x = x + self.unmerge(change)
+        return x if self.detail is None else x + self.detail
+
+    def pair_bias(self, bias: Tensor) -> Tensor:
+        """(*, nH, N, N), what belongs to pairs of tokens, to its mean over sources (*, nH, P, P)."""
+        average = self.average or self.merge
+        for _ in range(2):  # the rows, then the columns
+            rows = average(bias.transpose(-3, -2).flatten(-2))  # (*, P, nH * N)
+            bias = rows.unflatten(-1, (bias.shape[-3], -1)).permute(
+                *range(rows.ndim - 2), -2, -1, -3
+            )
+        return bias
 
 
 NO_MERGING = Merging(merge=lambda x: x, unmerge=lambda y: y)
@@ -42,9 +82,23 @@ class Merger(nn.Module):
         tokens: P, from 1 to N.
         chained: Whether ``state`` comes from an earlier merger of the same stage and P. A merger
             that starts a chain owns whatever the chain starts from.
+        depth: Share of the backbone's blocks that come before this merger, in [0, 1).
+
+    Attributes:
+        keeps_grid: Whether P = k * k merged tokens lie on a grid of the window, row by row. Where
+            they don't, a Swin restores them after every block.
+        reads: The fields of :class:`Cues` that it asks its backbone for.
+        auxiliary_loss: After a pass in training, what this merger adds to the task's loss, or None;
+            see :class:`ltm_det.engine.MergerLossHook`.
     """
 
-    def __init__(self, dim: int, window: int, tokens: int, chained: bool = False) -> None:
+    keeps_grid = True
+    reads: tuple[str, ...] = ()
+    auxiliary_loss: Tensor | None = None
+
+    def __init__(
+        self, dim: int, window: int, tokens: int, chained: bool = False, depth: float = 0.0
+    ) -> None:
         super().__init__()
         if not 1 <= tokens <= window * window:
             raise ValueError(
@@ -55,9 +109,10 @@ class Merger(nn.Module):
         self.window = window
         self.tokens = tokens
         self.chained = chained
+        self.depth = depth
 
     def forward(
-        self, x: Tensor, state: Any = None, valid: Tensor | None = None
+        self, x: Tensor, state: Any = None, valid: Tensor | None = None, cues: Cues = NO_CUES
     ) -> tuple[Merging, Any]:
         """Decides how to merge ``x``.
 
@@ -66,6 +121,7 @@ class Merger(nn.Module):
             state: What the previous merger of the chain returned, None at its start.
             valid: Boolean, broadcastable to (*, N): False for padded tokens. Every window holds at
                 least one real token. None: all are real.
+            cues: What it :attr:`reads`; without them a merger makes do with ``x``.
 
         Returns:
             The merging, and the state to hand to the next merger of the chain.
@@ -78,7 +134,11 @@ class Merger(nn.Module):
 
 
 def matrix_merging(
-    weights: Tensor, restore: Tensor, dtype: torch.dtype, shut_empty: bool
+    weights: Tensor,
+    restore: Tensor,
+    dtype: torch.dtype,
+    shut_empty: bool,
+    detail: Tensor | None = None,
 ) -> Merging:
     """Merging by matrix products, given non-negative matrices over tokens and kept tokens.
 
@@ -88,6 +148,7 @@ def matrix_merging(
         restore: (*, N, P), rows sum to one, so that restoring is a convex mix.
         dtype: Of the features that will be merged.
         shut_empty: Whether some column may be all zero. Such a token is shut out of attention.
+        detail: See :class:`Merging`.
     """
     size = weights.sum(-2)  # (*, P)
     weights = (weights / torch.where(size > 0, size, 1).unsqueeze(-2)).to(dtype)
@@ -99,4 +160,5 @@ def matrix_merging(
         merge=lambda x: (weights.transpose(-1, -2) @ x).to(x.dtype),
         unmerge=lambda y: (restore @ y).to(y.dtype),
         key_bias=key_bias,
+        detail=detail,
     )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltm_det.merging.base import Merger, Merging, matrix_merging
+from ltm_det.merging.base import NO_CUES, Cues, Merger, Merging, matrix_merging
 from ltm_det.merging.bottleneck import BottleneckStep
 from ltm_det.merging.pooling import alive_cells, pooling_matrix
 
@@ -79,9 +79,10 @@ class LTM(Merger):
         mask: str = "soft",
         temperature: float = 1.0,
         update: str = "learned",
+        depth: float = 0.0,
         **bottleneck,
     ) -> None:
-        super().__init__(dim, window, tokens, chained)
+        super().__init__(dim, window, tokens, chained, depth)
         if update not in UPDATES:
             raise ValueError(f"unknown update {update!r}: choose one of {sorted(UPDATES)}")
         if bottleneck and update == "learned":
@@ -106,7 +107,11 @@ class LTM(Merger):
             self.initial_logits = nn.Parameter(start.to(dtype))
 
     def forward(
-        self, x: Tensor, state: Tensor | None = None, valid: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+        valid: Tensor | None = None,
+        cues: Cues = NO_CUES,
     ) -> tuple[Merging, Tensor]:
         """See :meth:`Merger.forward`; ``state`` is S, the logits (*, N, P) before masking."""
         previous = state if self.chained else self.initial_logits
