@@ -5,7 +5,14 @@ Registers its hooks and constructors of optimisers.
 
 from ltm_det.engine.ib_hook import IBHook
 from ltm_det.engine.layer_decay import LayerDecayConstructor
+from ltm_det.engine.merger_loss_hook import MergerLossHook
 from ltm_det.engine.preflight import PreflightError
 from ltm_det.engine.resume_hook import ExactResumeHook
 
-__all__ = ["ExactResumeHook", "IBHook", "LayerDecayConstructor", "PreflightError"]
+__all__ = [
+    "ExactResumeHook",
+    "IBHook",
+    "LayerDecayConstructor",
+    "MergerLossHook",
+    "PreflightError",
+]

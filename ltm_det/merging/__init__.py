@@ -8,13 +8,27 @@ from typing import Any
 
 from ltm_det.merging.base import NO_CUES, NO_MERGING, SHUT, Cues, Merger, Merging
 from ltm_det.merging.bottleneck import BottleneckStep
+from ltm_det.merging.dtem import DTEM
 from ltm_det.merging.ltm import LTM
+from ltm_det.merging.ltmp import LTMP
+from ltm_det.merging.pitome import PiToMe
 from ltm_det.merging.pool import Pool
 from ltm_det.merging.pooling import pooling_matrix
 from ltm_det.merging.random import Random
 from ltm_det.merging.schedule import check_ratio, kept_side, kept_tokens, ratio_schedule
+from ltm_det.merging.tofu import ToFu
+from ltm_det.merging.tome import ToMe
 
-MERGERS: dict[str, type[Merger]] = {"LTM": LTM, "Pool": Pool, "Random": Random}
+MERGERS: dict[str, type[Merger]] = {
+    "DTEM": DTEM,
+    "LTM": LTM,
+    "LTMP": LTMP,
+    "PiToMe": PiToMe,
+    "Pool": Pool,
+    "Random": Random,
+    "ToFu": ToFu,
+    "ToMe": ToMe,
+}
 
 
 def build_merger(type: str, **options) -> Merger:
@@ -45,7 +59,9 @@ def merger_options(merger: Mapping[str, Any]) -> dict[str, Any]:
 
 
 __all__ = [
+    "DTEM",
     "LTM",
+    "LTMP",
     "MERGERS",
     "NO_CUES",
     "NO_MERGING",
@@ -54,8 +70,11 @@ __all__ = [
     "Cues",
     "Merger",
     "Merging",
+    "PiToMe",
     "Pool",
     "Random",
+    "ToFu",
+    "ToMe",
     "build_merger",
     "check_ratio",
     "kept_side",

@@ -60,7 +60,7 @@ class Merging(NamedTuple):
         return x if self.detail is None else x + self.detail
 
     def pair_bias(self, bias: Tensor) -> Tensor:
-        """(*, nH, N, N), what belongs to pairs of tokens, to its mean over sources (*, nH, P, P)."""
+        """(*, nH, N, N), what pairs of tokens have, to its mean over sources (*, nH, P, P)."""
         average = self.average or self.merge
         for _ in range(2):  # the rows, then the columns
             rows = average(bias.transpose(-3, -2).flatten(-2))  # (*, P, nH * N)
@@ -134,11 +134,7 @@ class Merger(nn.Module):
 
 
 def matrix_merging(
-    weights: Tensor,
-    restore: Tensor,
-    dtype: torch.dtype,
-    shut_empty: bool,
-    detail: Tensor | None = None,
+    weights: Tensor, restore: Tensor, dtype: torch.dtype, shut_empty: bool
 ) -> Merging:
     """Merging by matrix products, given non-negative matrices over tokens and kept tokens.
 
@@ -148,7 +144,6 @@ def matrix_merging(
         restore: (*, N, P), rows sum to one, so that restoring is a convex mix.
         dtype: Of the features that will be merged.
         shut_empty: Whether some column may be all zero. Such a token is shut out of attention.
-        detail: See :class:`Merging`.
     """
     size = weights.sum(-2)  # (*, P)
     weights = (weights / torch.where(size > 0, size, 1).unsqueeze(-2)).to(dtype)
@@ -160,5 +155,4 @@ def matrix_merging(
         merge=lambda x: (weights.transpose(-1, -2) @ x).to(x.dtype),
         unmerge=lambda y: (restore @ y).to(y.dtype),
         key_bias=key_bias,
-        detail=detail,
     )

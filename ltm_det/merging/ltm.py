@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltm_det.ib import full_precision
 from ltm_det.merging.base import NO_CUES, Cues, Merger, Merging, matrix_merging
 from ltm_det.merging.bottleneck import BottleneckStep
 from ltm_det.merging.pooling import alive_cells, pooling_matrix
@@ -17,12 +18,8 @@ from ltm_det.merging.pooling import alive_cells, pooling_matrix
 # Added to every share before the start's logarithm, so that each merged token can learn to draw on
 # every token of its window.
 SHARE_FLOOR = 1e-4
-
-
-def soft_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-    """G = softmax over P: every token has a share in every merged one."""
-    soft = logits.softmax(-1)
-    return soft, soft
+# The logit of a cell of padding alone: no share is left, yet differences of such logits are finite.
+NOBODYS = -1e9
 
 
 def hard_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
@@ -41,7 +38,7 @@ def hard_soft_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
     return hard * logits.softmax(-1), hard
 
 
-MASKS = {"soft": soft_mask, "hard": hard_mask, "hard_soft": hard_soft_mask}
+MASKS = {"soft": None, "hard": hard_mask, "hard_soft": hard_soft_mask}
 
 
 UPDATES = ("learned", "gradient")
@@ -51,11 +48,21 @@ class LTM(Merger):
     """One step of gradient descent on the information-bottleneck bound, learned.
 
     For X~ = G^T Z the bound's gradient is dIBB/dG = Z (dIBB/dX~)^T, Z being the layer-normed
-    tokens. The mask's logits therefore move by S = S_prev - Z U, and G = mask(S / temperature). U
-    (C, P), in the place of step size times (dIBB/dX~)^T, is a learnable table, or it is computed
-    for each window (:class:`.bottleneck.BottleneckStep`). The chain starts at a learnable table S_0
-    (N, P) that makes G the window's area pooling, and U starts at zero: at initialisation merging
-    is pooling, up to a share of :data:`SHARE_FLOOR` per cell.
+    tokens. The mask's logits therefore move by
+
+        S = S_prev - Z U - k |Z - X~|^2 / C,    G = mask(S / temperature).
+
+    U (C, P), in the place of step size times (dIBB/dX~)^T, is a learnable table, or it is computed
+    for each window (:class:`.bottleneck.BottleneckStep`). The last term, which is not the paper's,
+    draws a token to the merged tokens X~ = G^T Z that it resembles, first of G_prev's, then in
+    further ``rounds`` of the mask's own; its strength k is learned.
+    The chain starts at a learnable table S_0 (N, P) that makes G the window's area pooling, up to a
+    share of :data:`SHARE_FLOOR` per cell, and U starts at zero: at initialisation a token joins
+    that one of the cells about it which it is most alike, and with ``affinity=0`` merging is
+    pooling.
+
+    What merging averages away the merged tokens cannot tell apart. A thin path of the tokens' own,
+    D = (I - G G^T) gelu(Z V) W, stands in for the update that they lack; W starts at zero.
 
     Args:
         dim: C, channels of a token.
@@ -65,6 +72,9 @@ class LTM(Merger):
         mask: 'soft', 'hard' or 'hard_soft'.
         temperature: Above 0. Rows of G are (samples of) softmax(S / temperature).
         update: 'learned' for a table U, 'gradient' for the bound's own gradient.
+        affinity: k at the start, from 0 on; 0 leaves the term out.
+        rounds: How often X~ and the mask are computed in turn, from 1 on.
+        detail: Channels of the tokens' own path as a share of C, from 0 on; 0 leaves it out.
         bottleneck: With 'gradient', the options of :class:`.bottleneck.BottleneckStep`.
     """
 
@@ -79,6 +89,9 @@ class LTM(Merger):
         mask: str = "soft",
         temperature: float = 1.0,
         update: str = "learned",
+        affinity: float = 100.0,
+        rounds: int = 2,
+        detail: float = 0.25,
         depth: float = 0.0,
         **bottleneck,
     ) -> None:
@@ -91,6 +104,9 @@ class LTM(Merger):
             raise ValueError(f"unknown mask {mask!r}: choose one of {sorted(MASKS)}")
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be finite and above 0, got {temperature}")
+        for name, value in dict(affinity=affinity, detail=detail).items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and from 0 on, got {value}")
         self.mask = mask
         self.update = update
         self.temperature = temperature
@@ -105,6 +121,15 @@ class LTM(Merger):
         if not chained:
             start = temperature * (area + SHARE_FLOOR).log()
             self.initial_logits = nn.Parameter(start.to(dtype))
+        if not isinstance(rounds, int) or rounds < 1:
+            raise ValueError(f"rounds must be a whole number from 1 on, got {rounds!r}")
+        self.rounds = rounds if affinity else 0
+        if affinity:
+            self.log_affinity = nn.Parameter(torch.tensor(math.log(affinity), dtype=dtype))  # of k
+        self.width = math.ceil(detail * dim)
+        if self.width:
+            self.detail_in = nn.Parameter(torch.randn(dim, self.width) / math.sqrt(dim))  # V
+            self.detail_out = nn.Parameter(torch.zeros(self.width, dim))  # W
 
     def forward(
         self,
@@ -115,30 +140,66 @@ class LTM(Merger):
     ) -> tuple[Merging, Tensor]:
         """See :meth:`Merger.forward`; ``state`` is S, the logits (*, N, P) before masking."""
         previous = state if self.chained else self.initial_logits
-        z = F.layer_norm(x, (self.dim,))
-        step = self.step
-        if self.update == "gradient":
-            mask, _ = soft_mask(self._scaled(previous, valid), self.training)
-            step = step(z, mask if valid is None else mask * valid.unsqueeze(-1))
-        logits = previous - z @ step
-        weights, restore = MASKS[self.mask](self._scaled(logits, valid), self.training)
-        if valid is not None:
-            weights = weights * valid.unsqueeze(-1)
-        # With a soft mask every living cell draws on all real tokens, so that none is empty, short
-        # of logits some 100 apart, whose shares vanish in float32.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with full_precision(x):  # near ties would turn over in half precision
+            z, previous = F.layer_norm(x.to(dtype), (self.dim,)), previous.to(dtype)
+            logits = base = previous - z @ self._step(z, previous, valid)
+            for i in range(self.rounds):
+                merged = self._columns(logits if i else previous, valid).transpose(-1, -2) @ z
+                logits = base + self._attraction(z, merged)
+            scaled = self._scaled(logits, valid)
+            if self.mask == "soft":
+                weights, restore = self._columns(logits, valid), scaled.softmax(-1)
+            else:
+                weights, restore = MASKS[self.mask](scaled, self.training)
+                if valid is not None:
+                    weights = weights * valid.unsqueeze(-1)
         shut_empty = valid is not None or self.mask != "soft"
-        return matrix_merging(weights, restore, x.dtype, shut_empty), logits
+        merging = matrix_merging(weights, restore, x.dtype, shut_empty)
+        if self.width:
+            merging = merging._replace(detail=self._detail(z.to(x.dtype), merging))
+        return merging, logits
+
+    def _step(self, z: Tensor, previous: Tensor, valid: Tensor | None) -> Tensor:
+        """U, (C, P) or (*, C, P)."""
+        if self.update == "learned":
+            return self.step.to(z.dtype)
+        mask = self._scaled(previous, valid).softmax(-1)
+        return self.step(z, mask if valid is None else mask * valid.unsqueeze(-1))
+
+    def _attraction(self, z: Tensor, merged: Tensor) -> Tensor:
+        """-k |Z - X~|^2 / C, (*, N, P), less what is the same for all P."""
+        length = merged.square().mean(-1).unsqueeze(-2)  # (*, 1, P)
+        alike = z @ merged.transpose(-1, -2) / self.dim
+        return self.log_affinity.exp() * (2 * alike - length)
+
+    def _columns(self, logits: Tensor, valid: Tensor | None) -> Tensor:
+        """G of a soft mask, its columns normalised to one over real tokens: (*, N, P).
+
+        By logarithms, since all shares in a merged token may be too small for float32. Columns of
+        padding alone are zero.
+        """
+        log_mask = self._scaled(logits, valid).log_softmax(-1)
+        if valid is None:
+            return log_mask.softmax(-2)
+        columns = log_mask.masked_fill(~valid.unsqueeze(-1), float("-inf")).softmax(-2)
+        return columns * alive_cells(self.area, valid).unsqueeze(-2)
+
+    def _detail(self, z: Tensor, merging: Merging) -> Tensor:
+        """(I - G G^T) gelu(Z V) W, (*, N, C): zero where all tokens are alike."""
+        hidden = F.gelu(z @ self.detail_in).to(z.dtype)  # narrow before it is merged
+        return ((hidden - merging.unmerge(merging.merge(hidden))) @ self.detail_out).to(z.dtype)
 
     def _scaled(self, logits: Tensor, valid: Tensor | None) -> Tensor:
-        """S / temperature, minus infinity where a cell of padding alone is nobody's choice."""
-        # at least float32, also under AMP: the columns' sums run over small shares
-        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        """S / temperature, far below all else where a cell of padding alone is nobody's choice."""
+        scaled = logits / self.temperature
         if valid is None:
             return scaled
         dead = ~alive_cells(self.area, valid)
-        return scaled.masked_fill(dead.unsqueeze(-2), float("-inf"))
+        return scaled.masked_fill(dead.unsqueeze(-2), NOBODYS)
 
     def extra_repr(self) -> str:
         chain = ", chained" if self.chained else ""
-        own = f"mask={self.mask}, temperature={self.temperature}, update={self.update}{chain}"
+        own = f"mask={self.mask}, temperature={self.temperature}, update={self.update}"
+        own += f", detail={self.width}{chain}"
         return f"{super().extra_repr()}, {own}"

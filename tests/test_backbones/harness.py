@@ -154,7 +154,8 @@ def assert_gradients_reach_mergers(model: nn.Module, images: Tensor) -> None:
     assert mergers
     for name, merger in mergers.items():
         learned = dict(merger.named_parameters())
-        assert set(learned) == {"step"} | ({"initial_logits"} if not merger.chained else set())
+        start = {"initial_logits"} if not merger.chained else set()
+        assert set(learned) == {"step", "log_affinity", "detail_in", "detail_out"} | start
         for parameter, value in learned.items():
             gradient = value.grad
             assert gradient is not None, f"{name}.{parameter}"

@@ -30,4 +30,6 @@ def decide(
     x = torch.zeros(m * m, features.shape[-1])
     x[real] = features
     start = previous if merger.chained else merger.initial_logits
-    return ltm_oracle(x, merger.step, start, m, merger.mask, merger.temperature, valid)
+    own = (merger.detail_in, merger.detail_out)
+    pull = (merger.log_affinity.exp(), merger.rounds)
+    return ltm_oracle(x, merger.step, start, m, merger.mask, merger.temperature, valid, *pull, own)

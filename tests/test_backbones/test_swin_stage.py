@@ -81,6 +81,8 @@ def merged_span_oracle(x: Tensor, blocks, merger, m: int, logits: dict) -> tuple
     out = x.clone()
     for (r, c), tokens in windows.items():
         for n, i, j in tokens:
+            if chosen[r, c].detail is not None:
+                out[i, j] += chosen[r, c].detail[n]
             for p in range(k * k):
                 at = (r * k + p // k, c * k + p % k)
                 if at in cells:
@@ -95,6 +97,9 @@ def merged_mlp_oracle(x: Tensor, block, m: int, logits: dict) -> tuple[Tensor, d
         features, real = torch.stack([x[i, j] for _, i, j in tokens]), [n for n, _, _ in tokens]
         matrices = decide(block.merger, features, real, logits.get(at))
         state[at] = matrices.logits
+        if matrices.detail is not None:
+            for n, i, j in tokens:
+                out[i, j] += matrices.detail[n]
         for p in range(block.merger.tokens):
             if matrices.fed[p]:
                 update = block.ffn(block.norm2(matrices.merge[p, real] @ features))

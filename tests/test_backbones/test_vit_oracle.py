@@ -111,6 +111,8 @@ def merged_oracle(blocks: dict, mergers: dict, tokens: Tokens, hw, m: int, k: in
     for (r, c), window in windows.items():
         for n, y, x in window:
             out[y, x] = tokens[y, x]
+            if chosen[r, c].detail is not None:
+                out[y, x] = out[y, x] + chosen[r, c].detail[n]
             for p in range(side * side):
                 if chosen[r, c].restore[n, p] > 0:
                     at = (r * side + p // side, c * side + p % side)

@@ -18,12 +18,14 @@ class Matrices(NamedTuple):
         restore: (N, P).
         fed: Whether a real token has a share in the merged one.
         logits: (N, P), S; None for Pool.
+        detail: (N, C), what tokens gain beside the merged ones' update; None for nothing.
     """
 
     merge: Tensor
     restore: Tensor
     fed: list[bool]
     logits: Tensor | None = None
+    detail: Tensor | None = None
 
 
 def area_shares(window: int, tokens: int) -> Tensor:
@@ -59,19 +61,35 @@ def ltm_oracle(
     mask: str = "soft",
     temperature: float = 1.0,
     valid: list[bool] | None = None,
+    affinity: float = 0.0,
+    rounds: int = 0,
+    detail: tuple[Tensor, Tensor] | None = None,
 ) -> Matrices:
-    """LTM's mask as in evaluation: S = S_prev - norm(Z) U, G = mask(S / temperature)."""
+    """LTM as in evaluation, Z being the layer-normed tokens: S = S_prev - Z U - k |Z - X~|^2 / C
+    with X~ the tokens as S_prev merges them, G = mask(S / temperature), and the tokens' own path
+    (I - G G^T) gelu(Z V) W for detail = (V, W). (S is given less k |Z|^2 / C.)"""
     n, p = previous.shape
     valid = valid or [True] * n
     shares = area_shares(window, p).tolist()
     alive = [any(valid[i] and shares[i][j] > 0 for i in range(n)) for j in range(p)]
     z, u, s = [_normalised(row) for row in x.tolist()], step.tolist(), previous.tolist()
+    k = float(torch.as_tensor(affinity).detach())
+    base = [
+        [s[i][j] - sum(z[i][c] * u[c][j] for c in range(len(u))) for j in range(p)]
+        for i in range(n)
+    ]
+    for _ in range(rounds):
+        start, _ = _columns([_softmax(row, temperature, alive) for row in s], valid)
+        merged = (start @ torch.tensor(z).double()).tolist()  # X~
+        s = [list(row) for row in base]
+        for i in range(n):
+            for j in range(p):
+                apart = sum((z[i][c] - merged[j][c]) ** 2 - z[i][c] ** 2 for c in range(len(u)))
+                s[i][j] -= k * apart / len(u)
+    s = s if rounds else base
     weights, restore = [], []
     for i in range(n):
-        s[i] = [s[i][j] - sum(z[i][c] * u[c][j] for c in range(len(u))) for j in range(p)]
-        best = max(s[i][j] for j in range(p) if alive[j])
-        e = [math.exp((s[i][j] - best) / temperature) if alive[j] else 0.0 for j in range(p)]
-        soft = [value / sum(e) for value in e]
+        soft = _softmax(s[i], temperature, alive)
         chosen = soft.index(max(soft))
         hard = [1.0 if j == chosen else 0.0 for j in range(p)]
         weights.append(
@@ -79,7 +97,19 @@ def ltm_oracle(
         )
         restore.append(soft if mask == "soft" else hard)
     merge, fed = _columns(weights, valid)
-    return Matrices(merge, torch.tensor(restore).double(), fed, torch.tensor(s).double())
+    restore = torch.tensor(restore).double()
+    own = None
+    if detail is not None:
+        hidden = torch.nn.functional.gelu(torch.tensor(z).double() @ detail[0])
+        own = torch.stack([hidden[i] - restore[i] @ (merge @ hidden) for i in range(n)]) @ detail[1]
+    return Matrices(merge, restore, fed, torch.tensor(s).double(), own)
+
+
+def _softmax(row: list[float], temperature: float, alive: list[bool]) -> list[float]:
+    """Of a token's logits, over the merged tokens that are alive."""
+    best = max(value for value, lives in zip(row, alive) if lives)
+    e = [math.exp((v - best) / temperature) if lives else 0.0 for v, lives in zip(row, alive)]
+    return [value / sum(e) for value in e]
 
 
 def _normalised(row: list[float]) -> list[float]:

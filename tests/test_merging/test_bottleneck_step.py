@@ -20,6 +20,7 @@ from tests.test_merging.oracle import area_shares, ltm_oracle
 
 DIM = 5
 DRAWS = 120
+PaperLTM = partial(LTM, affinity=0, detail=0)  # the step alone
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def randomise(step: BottleneckStep, rate: float = 0.3) -> BottleneckStep:
 def build(window, tokens, rate=0.3, dim=DIM, clusters=6, classes=3, **options) -> LTM:
     """A mask module far from where it starts, in evaluation mode."""
     options = dict(clusters=clusters, classes=classes, update="gradient") | options
-    ltm = LTM(dim, window, tokens, **options).eval()
+    ltm = PaperLTM(dim, window, tokens, **options).eval()
     randomise(ltm.step, rate)
     if ltm.initial_logits is not None:
         torch.nn.init.normal_(ltm.initial_logits)
@@ -129,8 +130,8 @@ def test_a_chained_module_steps_from_the_logits_it_is_given():
 def test_it_starts_as_pooling(temperature, padded):
     """As the learned update does: with a rate of zero no centroid matters."""
     valid = cut(7, 2, 6) if padded else None
-    ltm = LTM(DIM, 7, 25, temperature=temperature, update="gradient")
-    table = LTM(DIM, 7, 25, temperature=temperature)
+    ltm = PaperLTM(DIM, 7, 25, temperature=temperature, update="gradient")
+    table = PaperLTM(DIM, 7, 25, temperature=temperature)
     assert ltm.step.rate.item() == 0
     x, y = torch.randn(3, 49, DIM), torch.randn(3, 25, DIM)
     (one, logits), (other, expected) = ltm(x, None, valid), table(x, None, valid)
@@ -203,7 +204,7 @@ def test_a_learned_update_that_is_the_gradient_lowers_the_bound():
     """U is one table for all windows, so this is the bound of one window, of known labels."""
     followed = []
     for _ in range(DRAWS):
-        ltm = LTM(**some_sizes())
+        ltm = PaperLTM(**some_sizes())
         torch.nn.init.normal_(ltm.initial_logits)
         clusters, classes, beta = some(2, 12), some(2, 5), some_beta()
         centroids, log_q = torch.randn(clusters, ltm.dim), torch.randn(classes, clusters)
@@ -260,7 +261,7 @@ def test_the_gradient_update_lowers_the_bound_of_every_window(padded):
 @pytest.mark.parametrize("mask", MASKS)
 def test_at_the_start_only_the_rate_and_the_logits_learn(mask):
     """A rate of zero hides the centroids; from the first step of the optimiser on, all learn."""
-    ltm = LTM(DIM, 5, 7, mask=mask, update="gradient").train()
+    ltm = PaperLTM(DIM, 5, 7, mask=mask, update="gradient").train()
     for rate in (0.0, 0.1):
         ltm.step.rate.data.fill_(rate)
         ltm.zero_grad()
@@ -360,17 +361,17 @@ def test_set_bottleneck_of_other_sizes(wrong):
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        LTM(DIM, 7, 25, update="gradient", **options)
+        PaperLTM(DIM, 7, 25, update="gradient", **options)
 
 
 def test_what_is_saved():
     own = {f"step.{name}" for name in ("centroids", "log_q", "log_prior", "rate")}
-    assert set(LTM(DIM, 5, 9, update="gradient").state_dict()) == own | {"initial_logits"}
-    assert set(LTM(DIM, 5, 9, chained=True, update="gradient").state_dict()) == own
+    assert set(PaperLTM(DIM, 5, 9, update="gradient").state_dict()) == own | {"initial_logits"}
+    assert set(PaperLTM(DIM, 5, 9, chained=True, update="gradient").state_dict()) == own
 
 
 def test_repr():
-    text = repr(LTM(DIM, 7, 25, update="gradient", clusters=8, classes=3, beta=2.5))
+    text = repr(PaperLTM(DIM, 7, 25, update="gradient", clusters=8, classes=3, beta=2.5))
     assert "update=gradient" in text and "clusters=8, classes=3, beta=2.5" in text
 
 
@@ -412,7 +413,7 @@ def test_ltm_under_autocast_is_close_to_float32(low):
 def test_shapes_without_numbers():
     """Multiply-adds are counted on the meta device, which knows no autocast."""
     x = torch.empty(2, 49, DIM, device="meta")
-    merging, logits = LTM(DIM, 7, 25, update="gradient").to("meta")(x)
+    merging, logits = PaperLTM(DIM, 7, 25, update="gradient").to("meta")(x)
     assert logits.shape == (2, 49, 25) and merging.merge(x).shape == (2, 25, DIM)
 
 
@@ -429,7 +430,7 @@ def test_set_bottleneck_of_another_beta():
 @pytest.mark.parametrize("below", [11.0, 14.0, 40.0, 100.0])
 def test_a_merged_token_of_next_to_nothing(low, below):
     """Its gradient goes with 1 / m; the step and what comes back through it stay finite."""
-    ltm = LTM(DIM, 7, 25, update="gradient", clusters=8, classes=4).float()
+    ltm = PaperLTM(DIM, 7, 25, update="gradient", clusters=8, classes=4).float()
     ltm.step.rate.data.fill_(1.0)
     ltm.initial_logits.data[:, 3] = ltm.initial_logits.data.min() - below
     x = torch.randn(4, 49, DIM, dtype=torch.float32, requires_grad=True)

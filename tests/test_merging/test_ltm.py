@@ -11,6 +11,7 @@ from ltm_det.merging.ltm import MASKS, SHARE_FLOOR, hard_mask, hard_soft_mask
 from tests.test_merging.oracle import area_shares, ltm_oracle
 
 DIM = 5
+PLAIN = dict(affinity=0, detail=0)  # the paper's step alone
 
 
 @pytest.fixture(autouse=True)
@@ -54,11 +55,16 @@ def test_ltm_is_the_equations(mask, temperature, window, tokens, real):
             mask,
             temperature,
             None if valid is None else valid.tolist(),
+            ltm.log_affinity.exp(),
+            ltm.rounds,
+            (ltm.detail_in, ltm.detail_out),
         )
         rows = slice(None) if valid is None else valid
         torch.testing.assert_close(logits[i], oracle.logits, atol=1e-9, rtol=0)
         torch.testing.assert_close(merged[i], oracle.merge @ x[i], atol=1e-9, rtol=0)
         torch.testing.assert_close(back[i][rows], (oracle.restore @ y[i])[rows], atol=1e-9, rtol=0)
+        own = merging.detail[i]
+        torch.testing.assert_close(own[rows], oracle.detail[rows], atol=1e-9, rtol=0)
         if merging.key_bias is not None:
             assert (merging.key_bias[i] == 0).tolist() == oracle.fed
         else:
@@ -66,7 +72,7 @@ def test_ltm_is_the_equations(mask, temperature, window, tokens, real):
 
 
 def test_the_chain_starts_from_what_the_previous_module_returned():
-    first, second = build(5, 9), build(5, 9, chained=True)
+    first, second = build(5, 9, **PLAIN), build(5, 9, chained=True, **PLAIN)
     assert second.initial_logits is None and set(second.state_dict()) == {"step"}
     assert set(first.state_dict()) == {"step", "initial_logits"}
     x, z = torch.randn(2, 25, DIM)
@@ -83,7 +89,7 @@ def test_the_chain_starts_from_what_the_previous_module_returned():
 @pytest.mark.parametrize("padded", [False, True])
 def test_it_starts_as_pooling(temperature, window, tokens, padded):
     valid = cut(window, 2, window - 1) if padded else torch.ones(window**2, dtype=torch.bool)
-    ltm = LTM(DIM, window, tokens, temperature=temperature)
+    ltm = LTM(DIM, window, tokens, temperature=temperature, affinity=0)
     x = torch.randn(3, window**2, DIM)
     given = valid if padded else None
     (merging, _), (expected, _) = ltm(x, None, given), Pool(DIM, window, tokens)(x, None, given)
@@ -112,7 +118,7 @@ def test_every_merged_token_can_learn_to_draw_on_every_token():
 @pytest.mark.parametrize("mask", ["hard", "hard_soft"])
 def test_hard_masks_start_at_the_nearest_cell(mask):
     """Each token goes to a cell that has the largest share of it."""
-    merging, _ = LTM(DIM, 7, 25, mask=mask).eval()(torch.randn(49, DIM))
+    merging, _ = LTM(DIM, 7, 25, mask=mask, affinity=0).eval()(torch.randn(49, DIM))
     area = area_shares(7, 25)
     chosen = merging.unmerge(torch.eye(25)).argmax(-1)
     torch.testing.assert_close(area[range(49), chosen], area.max(-1).values)
@@ -180,9 +186,10 @@ def test_hard_soft_is_hard_times_soft_and_restores_by_hard(training):
 def test_gradients_reach_step_and_start(mask, padded):
     ltm, x = build(5, 7, mask=mask).train(), torch.randn(3, 25, DIM)
     merging, _ = ltm(x, None, cut(5, 3, 4) if padded else None)
-    merging.unmerge(torch.sin(merging.merge(x))).square().sum().backward()
+    merging.update(x, torch.sin(merging.merge(x))).square().sum().backward()
+    for name, parameter in ltm.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
     for gradient in (ltm.step.grad, ltm.initial_logits.grad):
-        assert gradient.isfinite().all()
         dead = gradient.abs().sum(0) == 0  # (P,): cells of padding alone learn nothing
         assert dead.any() == (padded and ltm.tokens > 1) and not dead.all()
 
@@ -226,7 +233,7 @@ class Whole(torch.nn.Module):
 
     def forward(self, x, previous):
         merging, logits = self.ltm(x, previous if self.ltm.chained else None, self.valid)
-        back = merging.unmerge(torch.sin(merging.merge(x)))
+        back = merging.update(x, torch.sin(merging.merge(x)))
         return back if self.valid is None else back[:, self.valid], logits
 
 
@@ -257,6 +264,44 @@ def test_bad_temperature(temperature):
         LTM(DIM, 7, 25, temperature=temperature)
 
 
+@pytest.mark.parametrize("name", ["affinity", "detail"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_bad_strengths(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be finite and from 0 on, got {value}"):
+        LTM(DIM, 7, 25, **{name: value})
+
+
+def test_tokens_join_the_cells_that_they_resemble():
+    """A window whose first row is unlike the rest, and four cells, of which two lie astride: unlike
+    pooling, no merged token mixes the two where the attraction is strong."""
+    x = torch.randn(2, DIM)[[0] * 4 + [1] * 12]
+    half = torch.arange(16) < 4
+    mixed = []
+    for affinity in (0.0, 100.0):
+        ltm = LTM(DIM, 4, 4, affinity=affinity).eval()
+        merge = ltm(x)[0].merge(torch.eye(16))
+        mixed.append((merge[:, half].sum(-1) * merge[:, ~half].sum(-1)).max())
+    assert mixed[0] > 0.2 and mixed[1] < 1e-3
+
+
+def test_the_tokens_own_path_starts_at_nothing():
+    x = torch.randn(3, 49, DIM)
+    ltm = LTM(DIM, 7, 25, detail=0.3)
+    assert ltm.width == 2 and (ltm(x)[0].detail == 0).all()
+    assert LTM(DIM, 7, 25, detail=0)(x)[0].detail is None
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_tokens_own_path_is_nothing_where_all_are_alike(padded):
+    ltm, valid = build(7, 25), cut(7, 3, 5)
+    x = torch.randn(3, 1, DIM).expand(-1, 49, -1)
+    merging, _ = ltm(x, None, valid if padded else None)
+    real = valid if padded else slice(None)
+    assert merging.detail[:, real].abs().max() < 1e-12
+    merging, _ = ltm(torch.randn(3, 49, DIM), None, valid if padded else None)
+    assert merging.detail[:, real].abs().max() > 0.1
+
+
 def test_unknown_mask():
     with pytest.raises(ValueError, match=r"unknown mask 'fuzzy'.*'hard', 'hard_soft', 'soft'"):
         LTM(DIM, 7, 25, mask="fuzzy")
@@ -277,5 +322,5 @@ def test_a_learned_update_has_no_bottleneck(given):
 
 def test_repr():
     text = repr(LTM(DIM, 7, 25, chained=True, mask="hard", temperature=0.5))
-    assert "mask=hard, temperature=0.5, update=learned, chained" in text
+    assert "mask=hard, temperature=0.5, update=learned, detail=2, chained" in text
     assert "chained" not in repr(LTM(DIM, 7, 25))

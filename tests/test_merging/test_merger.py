@@ -5,11 +5,20 @@ from types import MappingProxyType
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ltm_det.merging import MERGERS, NO_MERGING, Merger, build_merger, merger_options
 
 KINDS = [
     dict(type="Pool"),
+    dict(type="Random"),
+    dict(type="ToMe"),
+    dict(type="ToMe", proportional=False),
+    dict(type="ToFu", mode="prune"),
+    dict(type="ToFu", mode="merge"),
+    dict(type="PiToMe"),
+    dict(type="DTEM"),
+    dict(type="LTMP"),
     dict(type="LTM", mask="soft"),
     dict(type="LTM", mask="hard"),
     dict(type="LTM", mask="hard_soft", temperature=0.3),
@@ -28,7 +37,8 @@ def _float64():
 
 
 def name_of(kind):
-    return "-".join(kind[key] for key in ("type", "mask", "update") if key in kind)
+    keys = ("type", "mask", "update", "mode", "proportional")
+    return "-".join(str(kind[key]) for key in keys if key in kind)
 
 
 @pytest.fixture(params=KINDS, ids=name_of)
@@ -58,8 +68,9 @@ def some_valid(windows, window):
 
 
 def matrices(merging, window, tokens):
-    """(*, P, N) that merges and (*, N, P) that restores."""
-    return merging.merge(torch.eye(window**2)), merging.unmerge(torch.eye(tokens))
+    """(*, P, N) that takes means and (*, N, P) that restores."""
+    average = merging.average or merging.merge
+    return average(torch.eye(window**2)), merging.unmerge(torch.eye(tokens))
 
 
 @pytest.mark.parametrize("window, tokens", SHAPES)
@@ -92,7 +103,11 @@ def test_padded_tokens_weigh_nothing(kind, training, window, tokens):
     # exactly the tokens that nothing real feeds are shut out of attention
     bias = torch.zeros(()) if merging.key_bias is None else merging.key_bias
     bias = bias.expand(3, 4, tokens)
-    assert torch.equal(bias == 0, fed)
+    size = torch.ones(()) if merging.size is None else merging.size
+    size = size.expand(3, 4, tokens)
+    assert ((size > 0) | ~fed).all() and (merging.size is None or (size[~fed] == 0).all())
+    counted = size[fed].log() if kind.get("proportional", True) else torch.zeros(())
+    torch.testing.assert_close(bias[fed], counted.expand(int(fed.sum())))
     assert (torch.exp(bias[~fed]) == 0).all() and bias.isfinite().all()
 
 
@@ -190,6 +205,18 @@ def test_no_window_at_all(kind):
     assert merging.unmerge(torch.randn(0, 4, 25, DIM)).shape == x.shape
 
 
+def test_the_host_need_not_wait_for_the_device(kind):
+    """Nothing decides on values: tensors that have none go through, in fixed shapes."""
+    merger = build(kind, 7, 25)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, valid = torch.randn(3, 4, 49, DIM), torch.rand(4, 49) < 0.5
+        for v in (None, valid):
+            merging, _ = merger(x, None, v)
+            assert merging.unmerge(merging.merge(x)).shape == x.shape
+        with pytest.raises(DataDependentOutputException):
+            valid.sum().item()
+
+
 @pytest.mark.parametrize("tokens", [0, -1, 50])
 def test_impossible_numbers_of_tokens(kind, tokens):
     with pytest.raises(ValueError, match=f"7x7 tokens cannot be merged into {tokens}: keep bet"):
@@ -222,7 +249,7 @@ def test_options_that_lack_something(given, message):
 
 
 def test_unknown_type():
-    with pytest.raises(ValueError, match=r"unknown merger type 'Tome'.*'LTM', 'Pool'"):
+    with pytest.raises(ValueError, match=r"unknown merger type 'Tome'.*'LTM'.*'Pool'.*'ToMe'"):
         build_merger("Tome", dim=DIM, window=7, tokens=25)
 
 

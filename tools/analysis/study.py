@@ -8,15 +8,11 @@ after training, and goes to OUT_bottleneck.csv; the run's checkpoint must be in 
 """
 
 import argparse
-import csv
 import itertools
 import json
 import os
-import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean
@@ -28,6 +24,16 @@ import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 
 # isort: split
 from ltm_det.analysis.flops import compare  # noqa: E402
+from ltm_det.analysis.runs import (  # noqa: E402
+    METRICS,
+    ONE_THREAD,
+    as_typed,
+    commit,
+    last_metrics,
+    read_rows,
+    run_tool,
+    write_rows,
+)
 from ltm_det.engine.preflight import load_config  # noqa: E402
 
 SHAPE = (112, 112)  # of the demo's images
@@ -57,7 +63,6 @@ VARIANTS = {
 }
 # For a variant that merges nowhere: a config that says where its bottleneck is to be measured.
 TWINS = {DENSE: MERGED, VIT: LTM_VIT}
-METRICS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")
 COLUMNS = ("variant", "seed", *METRICS, "minutes", "jobs", "commit", "command")
 BETAS = ("10", "inf")
 IMAGES = {"val": 250, "train": 1000}  # of the demo data's 250 and 2000
@@ -73,18 +78,9 @@ def train(variant: str, seed: int, work_dir: Path, extra: str) -> dict[str, obje
     command = ["tools/train.py", config, "--work-dir", str(work_dir), "--cfg-options"]
     command += [f"randomness.seed={seed}", *changes.split(), *extra.split()]
     work_dir = ROOT / work_dir
-    work_dir.mkdir(parents=True, exist_ok=True)
-    start = time.time()
-    with open(work_dir / "log.txt", "w") as log:
-        env = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=log)
-    if done.returncode:
-        raise RuntimeError(f"{variant}, seed {seed}, failed: see {log.name}")
-    minutes = round((time.time() - start) / 60, 2)
-    command = shlex.join(["python", *command])
-    return dict(
-        variant=variant, seed=seed, minutes=minutes, command=command, **last_metrics(work_dir)
-    )
+    minutes = run_tool(command, work_dir / "log.txt")
+    row = dict(variant=variant, seed=seed, minutes=minutes, command=as_typed(command))
+    return row | last_metrics(work_dir)
 
 
 def measure_bottleneck(
@@ -116,28 +112,20 @@ def measure_bottleneck(
             str(numbers),
         ]
         command += ["--cfg-options", f"randomness.seed={seed}", *changes.split(), *extra.split()]
-        env = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        env = dict(os.environ, **ONE_THREAD)
         run = [sys.executable, *command]
         done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr}")
+            raise RuntimeError(f"{as_typed(command)} failed: {done.stderr}")
         report = json.loads((ROOT / numbers).read_text())
         for beta, states in report["beta"].items():
             for state, points in states.items():
                 fixed = dict(variant=variant, seed=seed, split=split, beta=beta)
-                fixed |= dict(trained=state == kind, command=shlex.join(["python", *command]))
+                fixed |= dict(trained=state == kind, command=as_typed(command))
                 for point, summary in points.items():
                     values = {name: round(summary[name], 5) for name in IB_VALUES}
                     rows.append(fixed | dict(point=point) | values)
     return rows
-
-
-def last_metrics(work_dir: Path) -> dict[str, float]:
-    """The AP values of the newest evaluation logged under a work directory."""
-    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    lines = [json.loads(line) for line in logs[-1].read_text().splitlines()]
-    last = [line for line in lines if "coco/bbox_mAP" in line][-1]
-    return {name: last[f"coco/{name}"] for name in METRICS}
 
 
 def summary(rows: list[dict[str, object]]) -> str:
@@ -202,27 +190,9 @@ def bottleneck_summary(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def read_rows(path: Path) -> list[dict[str, object]]:
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(path: Path, columns: Sequence[str], rows: list[dict[str, object]]) -> None:
-    """Writes a table, in the order of variants and seeds."""
-    rows.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def commit() -> str:
-    """The commit that runs, marked where files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+def in_order(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Rows in the order of variants and seeds."""
+    return sorted(rows, key=lambda row: (list(VARIANTS).index(row["variant"]), int(row["seed"])))
 
 
 def main() -> None:
@@ -245,6 +215,7 @@ def main() -> None:
         runs = [pool.submit(train, v, s, args.work_dir, args.extra) for v, s in todo]
         for run in as_completed(runs):
             rows.append(run.result() | settings)
+            rows = in_order(rows)
             write_rows(args.out, COLUMNS, rows)
             args.out.with_suffix(".md").write_text(summary(rows))
             print({name: run.result()[name] for name in ("variant", "seed", *METRICS, "minutes")})
@@ -258,6 +229,7 @@ def main() -> None:
         runs = [pool.submit(measure_bottleneck, v, s, args.work_dir, args.extra) for v, s in todo]
         for run in as_completed(runs):
             rows += [row | dict(commit=settings["commit"]) for row in run.result()]
+            rows = in_order(rows)
             write_rows(out, IB_COLUMNS, rows)
             out.with_suffix(".md").write_text(bottleneck_summary(rows))
 

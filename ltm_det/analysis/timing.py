@@ -1,0 +1,81 @@
+"""Times of several models, measured in turns, so that noise of the machine hits all alike."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import median, quantiles
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+WARM_UP = 5  # rounds
+
+
+class Ratio(NamedTuple):
+    """Time against that of a base: of the medians, and the quartiles of the rounds' ratios."""
+
+    median: float
+    lower: float
+    upper: float
+
+
+def interleaved(
+    models: Mapping[str, Callable[[], object]], rounds: int, warmup: int
+) -> dict[str, list[float]]:
+    """Seconds that each model takes, in each round; a round runs every model once, in turn.
+
+    Each second round goes backwards, so that no model always follows the same other one.
+
+    Args:
+        models: Functions by name. One that starts work elsewhere, as on a GPU, has to wait for it.
+        rounds: That are measured, at least 1.
+        warmup: That come before, and are not.
+
+    Raises:
+        ValueError: Fewer rounds than that.
+    """
+    if rounds < 1 or warmup < 0:
+        raise ValueError(f"rounds={rounds} and warmup={warmup} must be at least 1 and 0")
+    times = {name: [] for name in models}
+    for number in range(-warmup, rounds):
+        order = list(models)
+        for name in order if number % 2 else reversed(order):
+            start = time.perf_counter()
+            models[name]()
+            if number >= 0:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, Ratio]:
+    """The times of each model against those of the model ``base``, from :func:`interleaved`."""
+    found = {}
+    for name, own in times.items():
+        paired = [a / b for a, b in zip(own, times[base], strict=True)]
+        lower, _, upper = quantiles(paired, n=4, method="inclusive") if len(own) > 1 else paired * 3
+        found[name] = Ratio(median(own) / median(times[base]), lower, upper)
+    return found
+
+
+def time_models(
+    models: Mapping[str, nn.Module], shape: tuple[int, int], rounds: int, threads: int
+) -> dict[str, list[float]]:
+    """Seconds of each model on one image of noise, on the CPU, as :func:`interleaved` has them.
+
+    Args:
+        models: By name. They are put into evaluation mode.
+        shape: Height and width of the image, in pixels.
+        threads: That torch may use meanwhile.
+    """
+    image = torch.rand(1, 3, *shape)
+    for model in models.values():
+        model.eval()  # not chained: on mmdet's Swin it returns None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            runs = {name: partial(model, image) for name, model in models.items()}
+            return interleaved(runs, rounds, WARM_UP)
+    finally:
+        torch.set_num_threads(before)
