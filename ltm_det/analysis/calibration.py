@@ -14,7 +14,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 STEPS = 200
-LEARNING_RATE = 0.05
+LEARNING_RATE = 0.02
 
 
 class Calibrated(NamedTuple):

@@ -128,7 +128,9 @@ class LTM(Merger):
             self.log_affinity = nn.Parameter(torch.tensor(math.log(affinity), dtype=dtype))  # of k
         self.width = math.ceil(detail * dim)
         if self.width:
-            self.detail_in = nn.Parameter(torch.randn(dim, self.width) / math.sqrt(dim))  # V
+            # a draw of its own: the backbone's first weights stay what the seed makes of them
+            draw = torch.randn(dim, self.width, generator=torch.Generator().manual_seed(0))
+            self.detail_in = nn.Parameter(draw.to(dtype) / math.sqrt(dim))  # V
             self.detail_out = nn.Parameter(torch.zeros(self.width, dim))  # W
 
     def forward(
