@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ltm_det.backbones import LTMSwin
 from ltm_det.backbones.swin_layers import WindowAttention, relative_position_index
-from tests.test_backbones.harness import mergers_of
+from tests.test_backbones.harness import ltm_shapes, mergers_of
 from tests.test_backbones.oracle import decide, windows_of
 from tests.test_backbones.swin_cases import (
     MINI,
@@ -238,17 +238,13 @@ def test_state_dict_is_mmdets_and_the_mergers():
     }
     expected = {
         "stage": {
-            "stages.0.mergers.1.step": (8, 9),
-            "stages.0.mergers.1.initial_logits": (16, 9),
-            "stages.1.mergers.1.step": (16, 9),
-            "stages.1.mergers.1.initial_logits": (16, 9),
+            **ltm_shapes("stages.0.mergers.1", 8, 9, 16),
+            **ltm_shapes("stages.1.mergers.1", 16, 9, 16),
         },
         "block": {
-            "stages.0.blocks.1.merger.step": (8, 8),
-            "stages.0.blocks.1.merger.initial_logits": (16, 8),
-            "stages.1.blocks.1.merger.step": (16, 8),
-            "stages.1.blocks.1.merger.initial_logits": (16, 8),
-            "stages.1.blocks.2.merger.step": (16, 8),
+            **ltm_shapes("stages.0.blocks.1.merger", 8, 8, 16),
+            **ltm_shapes("stages.1.blocks.1.merger", 16, 8, 16),
+            **ltm_shapes("stages.1.blocks.2.merger", 16, 8),  # chained
         },
     }
     for scope, own in expected.items():

@@ -11,7 +11,7 @@ from torch import nn
 
 from ltm_det.backbones import LTMViT
 from ltm_det.backbones.vit_layers import GlobalAttention
-from tests.test_backbones.harness import difference, mergers_of
+from tests.test_backbones.harness import difference, ltm_shapes, mergers_of
 from tests.test_backbones.vit_cases import MINI, build
 
 
@@ -194,12 +194,7 @@ def test_state_dict_is_timms_and_the_mergers():
     for i in range(5):
         for axis in "hw":  # tables of heads of 4: over 8 x 8 tokens, or over a window of 4 x 4
             dense[f"blocks.{i}.attn.rel_pos_{axis}"] = (15, 4) if i in (0, 3) else (7, 4)
-    own = {
-        "mergers.2.step": (8, 9),
-        "mergers.2.initial_logits": (16, 9),
-        "mergers.4.step": (8, 4),
-        "mergers.4.initial_logits": (9, 4),
-    }
+    own = {**ltm_shapes("mergers.2", 8, 9, 16), **ltm_shapes("mergers.4", 8, 4, 9)}
     merger = ltm([0.5, 0.25], merge_at=[2, 4])
     assert {k: v.shape for k, v in build(merger).state_dict().items()} == {**dense, **own}
     for other in (None, dict(merger, type="Pool")):
