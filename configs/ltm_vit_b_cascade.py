@@ -4,6 +4,7 @@ _base_ = "./vit_b_cascade.py"
 # From the first global block on, windows of 14 x 14 keep 10 x 10 tokens.
 merger = dict(type="LTM", merge_at=2, compression_ratio=0.51)
 model = dict(backbone=dict(merger=merger))
-# U reads C channels at once, so it learns at a tenth of the rate, unlike S_0.
-merger_keys = dict(merger=dict(lr_mult=0.1, decay_mult=0.0), initial_logits=dict(decay_mult=0.0))
+# U reads C channels at once, so it learns at a tenth of the rate, unlike S_0, V and W.
+full = dict(decay_mult=0.0)
+merger_keys = dict(merger=dict(lr_mult=0.1, **full), initial_logits=full, detail_=full)
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=merger_keys))

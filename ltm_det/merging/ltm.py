@@ -41,6 +41,31 @@ def hard_soft_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
 MASKS = {"soft": None, "hard": hard_mask, "hard_soft": hard_soft_mask}
 
 
+def columns(scaled: Tensor, real: Tensor | None) -> Tensor:
+    """A soft mask, its columns normalised to one: (*, N, P) from S / temperature.
+
+    By logarithms, since all shares in a merged token may be too small for float32.
+
+    Args:
+        scaled: (*, N, P)
+        real: Boolean, broadcastable to it: False for padded tokens and for cells of padding alone,
+            which have no part. None: all are real.
+    """
+    log_mask = scaled.log_softmax(-1)
+    if real is None:
+        return log_mask.softmax(-2)
+    return log_mask.masked_fill(~real, NOBODYS).softmax(-2) * real
+
+
+def counted(merging: Merging, mask: Tensor, size: Tensor | None, dtype: torch.dtype) -> Merging:
+    """The merging with proportional attention, given G (*, N, P) of real tokens and their size."""
+    size = mask.sum(-2) if size is None else (mask * size.unsqueeze(-1)).sum(-2)
+    key_bias = size.clamp(min=torch.finfo(size.dtype).tiny).log()
+    if merging.key_bias is not None:  # it shuts out what is empty
+        key_bias = torch.where(merging.key_bias < 0, merging.key_bias, key_bias)
+    return merging._replace(key_bias=key_bias.to(dtype), size=size)
+
+
 UPDATES = ("learned", "gradient")
 
 
@@ -75,6 +100,9 @@ class LTM(Merger):
         affinity: k at the start, from 0 on; 0 leaves the term out.
         rounds: How often X~ and the mask are computed in turn, from 1 on.
         detail: Channels of the tokens' own path as a share of C, from 0 on; 0 leaves it out.
+        proportional: Whether attention among the merged tokens counts each one as often as it has
+            sources, by the logarithm of its column of G, summed, added to the logits (as in ToMe,
+            arXiv 2210.09461).
         bottleneck: With 'gradient', the options of :class:`.bottleneck.BottleneckStep`.
     """
 
@@ -92,6 +120,7 @@ class LTM(Merger):
         affinity: float = 100.0,
         rounds: int = 2,
         detail: float = 0.25,
+        proportional: bool = True,
         depth: float = 0.0,
         **bottleneck,
     ) -> None:
@@ -108,6 +137,7 @@ class LTM(Merger):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and from 0 on, got {value}")
         self.mask = mask
+        self.proportional = proportional
         self.update = update
         self.temperature = temperature
         area = pooling_matrix(window, tokens)
@@ -142,63 +172,59 @@ class LTM(Merger):
     ) -> tuple[Merging, Tensor]:
         """See :meth:`Merger.forward`; ``state`` is S, the logits (*, N, P) before masking."""
         previous = state if self.chained else self.initial_logits
+        alive = real = None
+        if valid is not None:
+            alive = alive_cells(self.area, valid).unsqueeze(-2)  # (*, 1, P)
+            real = valid.unsqueeze(-1) & alive
         dtype = torch.promote_types(x.dtype, torch.float32)
         with full_precision(x):  # near ties would turn over in half precision
             z, previous = F.layer_norm(x.to(dtype), (self.dim,)), previous.to(dtype)
-            logits = base = previous - z @ self._step(z, previous, valid)
-            for i in range(self.rounds):
-                merged = self._columns(logits if i else previous, valid).transpose(-1, -2) @ z
+            logits, base = (
+                previous,
+                previous - z @ self._step(z, self._scaled(previous, alive), real),
+            )
+            for _ in range(self.rounds):
+                mask = columns(self._scaled(logits, alive), real)
+                merged = mask.transpose(-1, -2) @ z  # X~
                 logits = base + self._attraction(z, merged)
-            scaled = self._scaled(logits, valid)
+            logits = logits if self.rounds else base
+            scaled = self._scaled(logits, alive)
             if self.mask == "soft":
-                weights, restore = self._columns(logits, valid), scaled.softmax(-1)
+                weights, restore = columns(scaled, real), scaled.softmax(-1)
             else:
                 weights, restore = MASKS[self.mask](scaled, self.training)
-                if valid is not None:
-                    weights = weights * valid.unsqueeze(-1)
+                weights = weights if real is None else weights * real
         shut_empty = valid is not None or self.mask != "soft"
         merging = matrix_merging(weights, restore, x.dtype, shut_empty)
+        if self.proportional:
+            mask = restore if real is None else restore * real
+            merging = counted(merging, mask, cues.size, x.dtype)
         if self.width:
             merging = merging._replace(detail=self._detail(z.to(x.dtype), merging))
         return merging, logits
 
-    def _step(self, z: Tensor, previous: Tensor, valid: Tensor | None) -> Tensor:
-        """U, (C, P) or (*, C, P)."""
+    def _step(self, z: Tensor, scaled: Tensor, real: Tensor | None) -> Tensor:
+        """U, (C, P) or (*, C, P), from what scaled logits there are so far."""
         if self.update == "learned":
             return self.step.to(z.dtype)
-        mask = self._scaled(previous, valid).softmax(-1)
-        return self.step(z, mask if valid is None else mask * valid.unsqueeze(-1))
+        mask = scaled.softmax(-1)
+        return self.step(z, mask if real is None else mask * real)
 
     def _attraction(self, z: Tensor, merged: Tensor) -> Tensor:
         """-k |Z - X~|^2 / C, (*, N, P), less what is the same for all P."""
         length = merged.square().mean(-1).unsqueeze(-2)  # (*, 1, P)
         alike = z @ merged.transpose(-1, -2) / self.dim
-        return self.log_affinity.exp() * (2 * alike - length)
-
-    def _columns(self, logits: Tensor, valid: Tensor | None) -> Tensor:
-        """G of a soft mask, its columns normalised to one over real tokens: (*, N, P).
-
-        By logarithms, since all shares in a merged token may be too small for float32. Columns of
-        padding alone are zero.
-        """
-        log_mask = self._scaled(logits, valid).log_softmax(-1)
-        if valid is None:
-            return log_mask.softmax(-2)
-        columns = log_mask.masked_fill(~valid.unsqueeze(-1), float("-inf")).softmax(-2)
-        return columns * alive_cells(self.area, valid).unsqueeze(-2)
+        return self.log_affinity.to(z.dtype).exp() * (2 * alike - length)
 
     def _detail(self, z: Tensor, merging: Merging) -> Tensor:
         """(I - G G^T) gelu(Z V) W, (*, N, C): zero where all tokens are alike."""
         hidden = F.gelu(z @ self.detail_in).to(z.dtype)  # narrow before it is merged
         return ((hidden - merging.unmerge(merging.merge(hidden))) @ self.detail_out).to(z.dtype)
 
-    def _scaled(self, logits: Tensor, valid: Tensor | None) -> Tensor:
+    def _scaled(self, logits: Tensor, alive: Tensor | None) -> Tensor:
         """S / temperature, far below all else where a cell of padding alone is nobody's choice."""
         scaled = logits / self.temperature
-        if valid is None:
-            return scaled
-        dead = ~alive_cells(self.area, valid)
-        return scaled.masked_fill(dead.unsqueeze(-2), NOBODYS)
+        return scaled if alive is None else scaled.masked_fill(~alive, NOBODYS)
 
     def extra_repr(self) -> str:
         chain = ", chained" if self.chained else ""
