@@ -42,24 +42,34 @@ MERGED = "configs/demo_ltm_swin_maskrcnn.py"
 VIT = "configs/demo_vit_maskrcnn.py"
 LTM_VIT = "configs/demo_ltm_vit_maskrcnn.py"
 BOTTLENECK = "configs/demo_ltm_swin_ib_maskrcnn.py"
+# LTM as the paper has it, which most variants are of: the mask's learned step alone.
+PAPER = "".join(
+    f"model.backbone.merger.{option} "
+    for option in ("affinity=0", "detail=0", "proportional=False")
+)
 # Name of a variant: its config and what is changed in it, in --cfg-options grammar.
 VARIANTS = {
     "dense": (DENSE, ""),
     "pool": (MERGED, "model.backbone.merger.type=Pool"),
-    "ltm_stage_soft": (MERGED, "model.backbone.merger.mask=soft"),
-    "ltm_stage_hard": (MERGED, "model.backbone.merger.mask=hard"),
-    "ltm_stage_hard_soft": (MERGED, "model.backbone.merger.mask=hard_soft"),
-    "ltm_block_soft": (MERGED, "model.backbone.merger.scope=block model.backbone.merger.mask=soft"),
-    "ltm_ib_0.1": (BOTTLENECK, "custom_hooks.0.weight=0.1"),
-    "ltm_ib_1": (BOTTLENECK, "custom_hooks.0.weight=1.0"),
+    "ltm": (MERGED, ""),
+    "ltm_stage_soft": (MERGED, PAPER + "model.backbone.merger.mask=soft"),
+    "ltm_stage_hard": (MERGED, PAPER + "model.backbone.merger.mask=hard"),
+    "ltm_stage_hard_soft": (MERGED, PAPER + "model.backbone.merger.mask=hard_soft"),
+    "ltm_block_soft": (MERGED, PAPER + "model.backbone.merger.scope=block"),
+    "ltm_ib_0.1": (BOTTLENECK, PAPER + "custom_hooks.0.weight=0.1"),
+    "ltm_ib_1": (BOTTLENECK, PAPER + "custom_hooks.0.weight=1.0"),
     "ltm_ib_1_deep": (
         BOTTLENECK,
-        "custom_hooks.0.weight=1.0 custom_hooks.0.points=[stages.2.blocks.2]",
+        PAPER + "custom_hooks.0.weight=1.0 custom_hooks.0.points=[stages.2.blocks.2]",
     ),
-    "ltm_gradient": (BOTTLENECK, "custom_hooks.0.weight=0 model.backbone.merger.update=gradient"),
+    "ltm_gradient": (
+        BOTTLENECK,
+        PAPER + "custom_hooks.0.weight=0 model.backbone.merger.update=gradient",
+    ),
     "vit_dense": (VIT, ""),
     "vit_pool": (LTM_VIT, "model.backbone.merger.type=Pool"),
-    "vit_ltm_soft": (LTM_VIT, "model.backbone.merger.mask=soft"),
+    "vit_ltm": (LTM_VIT, ""),
+    "vit_ltm_soft": (LTM_VIT, PAPER + "model.backbone.merger.mask=soft"),
 }
 # For a variant that merges nowhere: a config that says where its bottleneck is to be measured.
 TWINS = {DENSE: MERGED, VIT: LTM_VIT}
