@@ -62,7 +62,7 @@ from ltm_det.analysis.runs import (  # noqa: E402
     write_rows,
 )
 from ltm_det.analysis.timing import ratios, time_models  # noqa: E402
-from ltm_det.engine.preflight import PreflightError  # noqa: E402
+from ltm_det.engine.preflight import PreflightError, check_data  # noqa: E402
 
 CONVERSIONS = ("convert", "calibrate")
 READING = threading.Lock()  # mmengine reads one config at a time
@@ -237,6 +237,8 @@ def compare(args: argparse.Namespace) -> int:
     there = sum(cell.key in rows for cell in cells)
     print(f"{len(cells)} cells, {there} are in {args.out}, {len(todo)} runs to do", flush=True)
     gmacs = check(todo, backbones)
+    for name in {cell.backbone for cell in todo}:
+        check_data(model_config(backbones[name], None), "train", "val", "test")
     settings = dict(jobs=args.jobs, commit=commit())  # before OUT itself differs from the commit
     order = {cell.key: number for number, cell in enumerate(cells)}
 

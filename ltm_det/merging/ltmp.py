@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltm_det.ib import full_precision
 from ltm_det.merging.base import NO_CUES, Cues, Merging
 from ltm_det.merging.matching import (
     Matching,
@@ -121,7 +122,7 @@ class LTMP(ToMe):
 def self_attention(x: Tensor, size: Tensor) -> Tensor:
     """(*, N), the attention that tokens x (*, N, C) would receive if queries and keys were they."""
     alive = size > 0
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         x = x.to(size.dtype).masked_fill(~alive[..., None], 0)
         logits = x @ x.transpose(-1, -2) * x.shape[-1] ** -0.5
         logits = logits.masked_fill(~alive[..., None, :], torch.finfo(x.dtype).min)
