@@ -72,8 +72,11 @@ def train(cell: Cell, backbone: Backbone, work_dir: Path) -> dict[str, object]:
     """Trains a cell, unless its folder has just this training; returns its AP, time and command."""
     folder = folder_of(cell.key, work_dir)
     start = None if cell.start is None else start_of(cell, work_dir)
+    first = []
+    if "images" in cell.options:
+        first, start = conversion(cell, backbone, work_dir, folder / "calibrated.pth")
     config = folder / "compare.py"
-    command = ["tools/train.py", from_root(config), "--work-dir", from_root(folder)]
+    second = ["tools/train.py", from_root(config), "--work-dir", from_root(folder)]
     minutes = NOT_MEASURED
     with READING:
         cfg = training_config(backbone, cell, start)
@@ -82,22 +85,29 @@ def train(cell: Cell, backbone: Backbone, work_dir: Path) -> dict[str, object]:
             folder.mkdir(parents=True, exist_ok=True)
             cfg.dump(config)
     if not there:
-        minutes = run_tool(command, folder / "log.txt")
-    return dict(minutes=minutes, command=as_typed(command), **last_metrics(folder))
+        minutes = run_tool(first, folder / "convert.txt") if first else 0
+        minutes = round(minutes + run_tool(second, folder / "log.txt"), 2)
+    command = " && ".join(as_typed(words) for words in (first, second) if words)
+    return dict(minutes=minutes, command=command, **last_metrics(folder))
 
 
 def convert(cell: Cell, backbone: Backbone, work_dir: Path) -> dict[str, object]:
     """Converts and evaluates a cell; returns its AP, time and command."""
     folder = folder_of(cell.key, work_dir)
-    out = folder / "converted.pth"
-    first = ["tools/convert.py", backbone.config, start_of(cell, work_dir)]
-    first += conversion_options(cell)
-    first += ["--out", from_root(out), "--overwrite", "--shape", *map(str, backbone.shape)]
-    second = ["tools/test.py", from_root(out.with_suffix(".py")), from_root(out)]
+    first, out = conversion(cell, backbone, work_dir, folder / "converted.pth")
+    second = ["tools/test.py", str(Path(out).with_suffix(".py")), out]
     second += ["--work-dir", from_root(folder / "test")]
     minutes = run_tool(first, folder / "convert.txt") + run_tool(second, folder / "test.txt")
     command = f"{as_typed(first)} && {as_typed(second)}"
     return dict(minutes=round(minutes, 2), command=command, **last_metrics(folder / "test"))
+
+
+def conversion(cell: Cell, backbone: Backbone, work_dir: Path, out: Path) -> tuple[list[str], str]:
+    """The command that converts a cell's dense detector, and what it writes."""
+    words = ["tools/convert.py", backbone.config, start_of(cell, work_dir)]
+    words += conversion_options(cell)
+    words += ["--out", from_root(out), "--overwrite", "--shape", *map(str, backbone.shape)]
+    return words, from_root(out)
 
 
 def start_of(cell: Cell, work_dir: Path) -> str:
@@ -224,7 +234,7 @@ def check(todo: Sequence[Cell], backbones: Mapping[str, Backbone]) -> dict[tuple
     for cell in {(c.mode, *model_key(c), json.dumps(c.options)): c for c in todo}.values():
         if cell.mode in TRAININGS:
             training_config(backbones[cell.backbone], cell)
-        else:
+        if cell.mode not in TRAININGS or "images" in cell.options:
             conversion_options(cell)
     return gmacs
 

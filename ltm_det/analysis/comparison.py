@@ -14,7 +14,8 @@ Its spec is YAML with three keys:
 
 Modes: 'train', from scratch; 'finetune', from the trained dense detector of the same seed;
 'convert', from it without training; 'calibrate', converted and then calibrated on ``images``. The
-first two may have ``iterations``, in place of the config's, and ``cfg_options``.
+first two may have ``iterations``, in place of the config's, and ``cfg_options``; fine-tuning that
+has ``images`` starts from what calibration on them makes of the dense detector.
 """
 
 import itertools
@@ -33,7 +34,7 @@ TRAININGS = ("train", "finetune")
 # What a run of each mode may say beside the keys that all have.
 MODES = {
     "train": ("iterations", "cfg_options"),
-    "finetune": ("iterations", "cfg_options"),
+    "finetune": ("iterations", "cfg_options", "images"),
     "convert": (),
     "calibrate": ("images",),
 }
@@ -163,7 +164,7 @@ def expand(what: str, run: Any, backbones: Iterable[str], mergers: Mapping) -> I
     own = {key: run[key] for key in MODES[mode] if key in run}
     for backbone, merger in itertools.product(run["backbones"], run["mergers"]):
         if merger == DENSE:
-            if mode not in TRAININGS:
+            if mode not in TRAININGS or "images" in run:
                 raise SpecError(f"{what}: 'dense' is what is converted, by other mergers")
             for seed in run["seeds"]:
                 yield Cell(backbone, mode, DENSE, DENSE_SETTING, seed, own)

@@ -91,7 +91,7 @@ def conversion_options(cell: Cell) -> list[str]:
     if merger:
         words.append("--merger-options")
         words += [f"{key}={as_word(cell, value)}" for key, value in merger.items()]
-    if cell.mode == "calibrate":
+    if "images" in cell.options:
         words += ["--calibrate", str(cell.options["images"])]
     return words
 
