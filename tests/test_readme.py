@@ -116,9 +116,30 @@ def test_memory_command(command: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    (ROOT / "data/demo").exists(), reason="the demo's data are there: this would run"
+)
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if "work_dirs/dense" in c or "compare" in c]
+)
+def test_commands_on_a_dense_demo_say_what_comes_first(command: str) -> None:
+    """Training, converting, searching and comparing: what they do, the tools' own tests show."""
+    done = run(command)
+    assert done.returncode == 2
+    assert re.search(
+        r"make_demo_data.py|no (checkpoint|config file) at work_dirs/dense", done.stderr
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.skipif((ROOT / "data/coco").exists(), reason="COCO is there: this would train")
 @pytest.mark.parametrize(
-    "command", [c for c in commands() if re.search(r"(train|test)\.(py|sh)", c)]
+    "command",
+    [
+        c
+        for c in commands()
+        if re.search(r"(train|test)\.(py|sh)", c) and "work_dirs/dense" not in c
+    ],
 )
 def test_coco_commands_say_where_coco_belongs(command: str) -> None:
     """Without COCO or a checkpoint, each stops with the remedy; what runs with them, other tests
