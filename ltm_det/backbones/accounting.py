@@ -128,6 +128,7 @@ def account(
 
     dense = not any(MASK_MODULE.search(key) for key in state)
     kept = [key for key in own if key not in state and not family.recomputed.match(key)]
+    kept.sort(key=lambda key: bool(MASK_MODULE.search(key)))  # last, lest they hide the others
     missing = [
         key
         for key in kept

@@ -60,7 +60,8 @@ def columns(scaled: Tensor, real: Tensor | None) -> Tensor:
 def counted(merging: Merging, mask: Tensor, size: Tensor | None, dtype: torch.dtype) -> Merging:
     """The merging with proportional attention, given G (*, N, P) of real tokens and their size."""
     size = mask.sum(-2) if size is None else (mask * size.unsqueeze(-1)).sum(-2)
-    key_bias = size.clamp(min=torch.finfo(size.dtype).tiny).log()
+    # from eps on: less is no key at all, and the gradient 1 / size would overflow
+    key_bias = size.clamp(min=torch.finfo(size.dtype).eps).log()
     if merging.key_bias is not None:  # it shuts out what is empty
         key_bias = torch.where(merging.key_bias < 0, merging.key_bias, key_bias)
     return merging._replace(key_bias=key_bias.to(dtype), size=size)

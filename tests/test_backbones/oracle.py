@@ -20,9 +20,13 @@ def windows_of(
 
 
 def decide(
-    merger: Merger, features: Tensor, real: list[int], previous: Tensor | None = None
+    merger: Merger,
+    features: Tensor,
+    real: list[int],
+    previous: Tensor | None = None,
+    sizes: list[float] | None = None,
 ) -> Matrices:
-    """The matrices of one window, of which only real tokens are given."""
+    """The matrices of one window, of which only real tokens are given, and what each counts for."""
     m = merger.window
     valid = [n in real for n in range(m * m)]
     if isinstance(merger, Pool):
@@ -32,4 +36,9 @@ def decide(
     start = previous if merger.chained else merger.initial_logits
     own = (merger.detail_in, merger.detail_out)
     pull = (merger.log_affinity.exp(), merger.rounds)
-    return ltm_oracle(x, merger.step, start, m, merger.mask, merger.temperature, valid, *pull, own)
+    if sizes is not None:
+        given = dict(zip(real, sizes, strict=True))
+        sizes = [given.get(n, 1.0) for n in range(m * m)]
+    mask = (merger.mask, merger.temperature)
+    assert merger.proportional
+    return ltm_oracle(x, merger.step, start, m, *mask, valid, *pull, own, sizes)

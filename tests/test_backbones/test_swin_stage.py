@@ -35,8 +35,11 @@ def bias_at(table: Tensor, m: int, dy: float, dx: float) -> Tensor:
     return total
 
 
-def block_oracle(block, cells: dict[tuple[int, int], Tensor], m: int, k: int, shift: int) -> dict:
-    """An ordinary Swin block on the merged tokens there are, by their place (y, x) on the grid."""
+def block_oracle(
+    block, cells: dict[tuple[int, int], Tensor], sizes: dict, m: int, k: int, shift: int
+) -> dict:
+    """An ordinary Swin block on the merged tokens there are, by their place (y, x) on the grid;
+    each is a key as often as its size says."""
     msa = block.attn.w_msa
     groups: dict[tuple[int, int], list] = {}
     for y, x in cells:
@@ -55,6 +58,7 @@ def block_oracle(block, cells: dict[tuple[int, int], Tensor], m: int, k: int, sh
                         (at[0] - to[0]) * m / k,
                         (at[1] - to[1]) * m / k,
                     )[h]
+                    + math.log(sizes[to])
                     for to in group
                 ]
                 share = torch.stack(logits).softmax(0)
@@ -68,16 +72,19 @@ def merged_span_oracle(x: Tensor, blocks, merger, m: int, logits: dict) -> tuple
     """Stage scope: (H, W, C) through a span that merges, one token at a time."""
     k = math.isqrt(merger.tokens)
     windows, chosen, cells = windows_of(np.ndindex(*x.shape[:2]), m), {}, {}
+    sizes = {}
     for (r, c), tokens in windows.items():
         features = torch.stack([x[i, j] for _, i, j in tokens])
         real = [n for n, _, _ in tokens]
         chosen[r, c] = matrices = decide(merger, features, real, logits.get((r, c)))
         for p in range(k * k):
             if matrices.fed[p]:  # as if there were no others
-                cells[r * k + p // k, c * k + p % k] = matrices.merge[p, real] @ features
+                at = r * k + p // k, c * k + p % k
+                cells[at] = matrices.merge[p, real] @ features
+                sizes[at] = matrices.size[p] if matrices.size else 1.0
     before = dict(cells)
     for block in blocks:
-        cells = block_oracle(block, cells, m, k, k // 2 if block.attn.shift else 0)
+        cells = block_oracle(block, cells, sizes, m, k, k // 2 if block.attn.shift else 0)
     out = x.clone()
     for (r, c), tokens in windows.items():
         for n, i, j in tokens:

@@ -14,6 +14,8 @@ from tests.test_backbones.vit_cases import build
 
 # By its place: (y, x) on the map, or a number for a prefix token.
 Tokens = dict[tuple[int, int] | int, Tensor]
+# How many tokens each of them counts for, where it is not one.
+Sizes = dict[tuple[int, int] | int, float]
 
 
 def read(table: Tensor, at: float) -> Tensor:
@@ -28,8 +30,11 @@ def resized(table: Tensor, rows: int) -> Tensor:
     return torch.stack([read(table, (i + 0.5) * len(table) / rows - 0.5) for i in range(rows)])
 
 
-def attention_oracle(attn, z: Tokens, groups: list[list], lengths, spacing: float) -> Tokens:
-    """Attention of tokens within their group; places in it that hold no token are zero keys."""
+def attention_oracle(
+    attn, z: Tokens, sizes: Sizes, groups: list[list], lengths, spacing: float
+) -> Tokens:
+    """Attention of tokens within their group, each a key as often as its size says; places in it
+    that hold no token are zero keys."""
     zero, out = torch.zeros(attn.qkv.in_features), {}
     if attn.use_rel_pos:
         rows = resized(attn.rel_pos_h, 2 * lengths[0] - 1)
@@ -40,7 +45,7 @@ def attention_oracle(attn, z: Tokens, groups: list[list], lengths, spacing: floa
             logits = []
             for to in group if at in z else ():
                 (q, _, _), (_, k, _) = qkv[at], qkv[to]
-                logit = (q * k).sum(-1) / math.sqrt(q.shape[-1])
+                logit = (q * k).sum(-1) / math.sqrt(q.shape[-1]) + math.log(sizes.get(to, 1.0))
                 if attn.use_rel_pos and isinstance(at, tuple) and isinstance(to, tuple):
                     dy, dx = (at[0] - to[0]) * spacing, (at[1] - to[1]) * spacing
                     row = read(rows, dy + lengths[0] - 1)
@@ -53,7 +58,7 @@ def attention_oracle(attn, z: Tokens, groups: list[list], lengths, spacing: floa
     return out
 
 
-def block_oracle(block, tokens: Tokens, hw, m: int, k: int, last: bool) -> Tokens:
+def block_oracle(block, tokens: Tokens, sizes: Sizes, hw, m: int, k: int, last: bool) -> Tokens:
     """A block on tokens of which k x k stand for a dense window of m x m; the last one's MLP comes
     after all."""
     groups, lengths = [list(tokens)], hw
@@ -64,7 +69,7 @@ def block_oracle(block, tokens: Tokens, hw, m: int, k: int, last: bool) -> Token
             whole = list(itertools.product(range(m), range(m)))
             groups = [[(r * m + y, c * m + x) for y, x in whole] for r, c in windows]
     z = {at: block.norm1(x) for at, x in tokens.items()}
-    update = attention_oracle(block.attn, z, groups, lengths, m / k)
+    update = attention_oracle(block.attn, z, sizes, groups, lengths, m / k)
     out = {}
     for at, x in tokens.items():
         if at in update:  # not a prefix token, which lies in no window
@@ -77,36 +82,42 @@ def mlp_oracle(block, x: Tensor) -> Tensor:
     return x + block.ls2(block.mlp(block.norm2(x)))
 
 
-def blocks_oracle(blocks: dict, mergers: dict, tokens: Tokens, hw, m: int, k: int) -> Tokens:
+def blocks_oracle(
+    blocks: dict, mergers: dict, tokens: Tokens, sizes: Sizes, hw, m: int, k: int
+) -> Tokens:
     """The blocks from the first on, by their index, and the mergers of some of them."""
     for i, block in blocks.items():
         if i in mergers:
             later = {j: b for j, b in blocks.items() if j >= i}
-            return merged_oracle(later, mergers, tokens, hw, m, k)
-        tokens = block_oracle(block, tokens, hw, m, k, last=i == max(blocks))
+            return merged_oracle(later, mergers, tokens, sizes, hw, m, k)
+        tokens = block_oracle(block, tokens, sizes, hw, m, k, last=i == max(blocks))
     return tokens
 
 
-def merged_oracle(blocks: dict, mergers: dict, tokens: Tokens, hw, m: int, k: int) -> Tokens:
+def merged_oracle(
+    blocks: dict, mergers: dict, tokens: Tokens, sizes: Sizes, hw, m: int, k: int
+) -> Tokens:
     """Merged before the first of these blocks, and back after the last."""
     first = min(blocks)
     merger, side = mergers[first], math.isqrt(mergers[first].tokens)
     assert merger.window == k > side
     windows = windows_of((at for at in tokens if isinstance(at, tuple)), k)
     before, chosen = {at: x for at, x in tokens.items() if isinstance(at, int)}, {}
+    counts: Sizes = {}
     for (r, c), window in windows.items():
         features, real = (
             torch.stack([tokens[y, x] for _, y, x in window]),
             [n for n, _, _ in window],
         )
-        chosen[r, c] = matrices = decide(merger, features, real)
+        given = [sizes.get((y, x), 1.0) for _, y, x in window]
+        chosen[r, c] = matrices = decide(merger, features, real, sizes=given)
         for p in range(side * side):
             if matrices.fed[p]:  # as if there were no others
-                before[r * side + p // side, c * side + p % side] = (
-                    matrices.merge[p, real] @ features
-                )
+                at = r * side + p // side, c * side + p % side
+                before[at] = matrices.merge[p, real] @ features
+                counts[at] = matrices.size[p] if matrices.size else 1.0
     mergers = {i: other for i, other in mergers.items() if i != first}
-    after = blocks_oracle(blocks, mergers, before, hw, m, side)
+    after = blocks_oracle(blocks, mergers, before, counts, hw, m, side)
     out = {at: x for at, x in after.items() if isinstance(at, int)}
     for (r, c), window in windows.items():
         for n, y, x in window:
@@ -135,7 +146,8 @@ def vit_oracle(model, image: Tensor) -> Tensor:
         tokens[y, x] = tokens[y, x] + model.pos_embed[0, y * width + x]
     blocks = dict(enumerate(model.blocks))
     mergers = {int(i): merger for i, merger in model.mergers.items()}
-    tokens = blocks_oracle(blocks, mergers, tokens, (height, width), model.window, model.window)
+    m = model.window
+    tokens = blocks_oracle(blocks, mergers, tokens, {}, (height, width), m, m)
     out = torch.empty(proj.out_channels, height, width)
     for y, x in itertools.product(range(height), range(width)):
         out[:, y, x] = model.norm(mlp_oracle(model.blocks[-1], tokens[y, x]))

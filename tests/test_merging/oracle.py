@@ -19,6 +19,7 @@ class Matrices(NamedTuple):
         fed: Whether a real token has a share in the merged one.
         logits: (N, P), S; None for Pool.
         detail: (N, C), what tokens gain beside the merged ones' update; None for nothing.
+        size: How many tokens each merged one counts for in attention; None for one each.
     """
 
     merge: Tensor
@@ -26,6 +27,7 @@ class Matrices(NamedTuple):
     fed: list[bool]
     logits: Tensor | None = None
     detail: Tensor | None = None
+    size: list[float] | None = None
 
 
 def area_shares(window: int, tokens: int) -> Tensor:
@@ -64,10 +66,12 @@ def ltm_oracle(
     affinity: float = 0.0,
     rounds: int = 0,
     detail: tuple[Tensor, Tensor] | None = None,
+    sizes: list[float] | None = None,
 ) -> Matrices:
     """LTM as in evaluation, Z being the layer-normed tokens: S = S_prev - Z U - k |Z - X~|^2 / C
     with X~ the tokens as S_prev merges them, G = mask(S / temperature), and the tokens' own path
-    (I - G G^T) gelu(Z V) W for detail = (V, W). (S is given less k |Z|^2 / C.)"""
+    (I - G G^T) gelu(Z V) W for detail = (V, W). (S is given less k |Z|^2 / C.) ``sizes`` are the
+    tokens', one each by default; a merged one's is the sum of its column of G over real tokens."""
     n, p = previous.shape
     valid = valid or [True] * n
     shares = area_shares(window, p).tolist()
@@ -97,12 +101,14 @@ def ltm_oracle(
         )
         restore.append(soft if mask == "soft" else hard)
     merge, fed = _columns(weights, valid)
+    sizes = sizes or [1.0] * n
+    size = [sum(restore[i][j] * sizes[i] for i in range(n) if valid[i]) for j in range(p)]
     restore = torch.tensor(restore).double()
     own = None
     if detail is not None:
         hidden = torch.nn.functional.gelu(torch.tensor(z).double() @ detail[0])
         own = torch.stack([hidden[i] - restore[i] @ (merge @ hidden) for i in range(n)]) @ detail[1]
-    return Matrices(merge, restore, fed, torch.tensor(s).double(), own)
+    return Matrices(merge, restore, fed, torch.tensor(s).double(), own, size)
 
 
 def _softmax(row: list[float], temperature: float, alive: list[bool]) -> list[float]:

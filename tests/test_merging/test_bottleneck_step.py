@@ -23,13 +23,6 @@ DRAWS = 120
 PaperLTM = partial(LTM, affinity=0, detail=0)  # the step alone
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def randomise(step: BottleneckStep, rate: float = 0.3) -> BottleneckStep:
     for parameter in step.parameters():
         torch.nn.init.normal_(parameter)

@@ -20,13 +20,6 @@ DIM = 5
 SOFT = [(window, tokens) for window, tokens in SIZES if tokens < window**2]
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def embedding(merger, window):
     """(N, D) of one window (N, C): the head on normalised tokens."""
     weight, bias = merger.head.weight.tolist(), merger.head.bias.tolist()

@@ -6,19 +6,12 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from ltm_det.merging import LTM, Pool
+from ltm_det.merging import LTM, SHUT, Cues, Pool
 from ltm_det.merging.ltm import MASKS, SHARE_FLOOR, hard_mask, hard_soft_mask
 from tests.test_merging.oracle import area_shares, ltm_oracle
 
 DIM = 5
-PLAIN = dict(affinity=0, detail=0)  # the paper's step alone
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+PLAIN = dict(affinity=0, detail=0, proportional=False)  # the paper's step alone
 
 
 def build(window, tokens, **options):
@@ -65,10 +58,11 @@ def test_ltm_is_the_equations(mask, temperature, window, tokens, real):
         torch.testing.assert_close(back[i][rows], (oracle.restore @ y[i])[rows], atol=1e-9, rtol=0)
         own = merging.detail[i]
         torch.testing.assert_close(own[rows], oracle.detail[rows], atol=1e-9, rtol=0)
-        if merging.key_bias is not None:
-            assert (merging.key_bias[i] == 0).tolist() == oracle.fed
-        else:
-            assert all(oracle.fed)
+        fed = torch.tensor(oracle.fed)
+        size = torch.tensor(oracle.size)
+        torch.testing.assert_close(merging.size[i], size, atol=1e-9, rtol=0)
+        torch.testing.assert_close(merging.key_bias[i][fed], size[fed].log(), atol=1e-6, rtol=0)
+        assert (merging.key_bias[i][~fed] == SHUT).all()
 
 
 def test_the_chain_starts_from_what_the_previous_module_returned():
@@ -105,7 +99,7 @@ def test_it_starts_as_pooling(temperature, window, tokens, padded):
     assert (difference[:, fed] < 4 * valid.sum() * SHARE_FLOOR / area[fed]).all()
     assert (difference[:, ~fed] == 0).all()
     if padded:
-        assert torch.equal(merging.key_bias < 0, (~fed).expand(3, -1))
+        assert torch.equal(merging.key_bias == SHUT, (~fed).expand(3, -1))
         assert torch.equal(expected.key_bias < 0, ~fed) and not fed.all()
 
 
@@ -247,6 +241,90 @@ def test_autocast_keeps_the_mask_in_float32():
     torch.testing.assert_close(merge.sum(-1), torch.ones(4, 25).float())
 
 
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("bottleneck", [{}, dict(update="gradient", clusters=6)], ids=str)
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_under_autocast_it_chooses_as_in_float32(mask, bottleneck, low):
+    """Attraction of strength 100 turns half precision's errors into other choices."""
+    ltm, x = build(7, 25, mask=mask, **bottleneck).float(), torch.randn(4, 49, DIM).float()
+    ltm.log_affinity.data.fill_(math.log(100))
+    for valid in (None, cut(7, 3, 6)):
+        expected, logits = ltm(x, None, valid)
+        with torch.autocast("cpu", low):
+            merging, low_logits = ltm(x, None, valid)
+        assert torch.equal(low_logits, logits)
+        for one, other, eye in [
+            (merging.merge, expected.merge, torch.eye(49)),
+            (merging.unmerge, expected.unmerge, torch.eye(25)),
+        ]:
+            assert torch.equal(one(eye.float()), other(eye.float()))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_in_half_precision_it_chooses_in_float32(mask, low):
+    """A whole model cast, features and all: as float32 does for the same rounded values."""
+    ltm, x = build(7, 25, mask=mask).to(low), torch.randn(4, 49, DIM).to(low)
+    ltm.log_affinity.data.fill_(math.log(100))
+    merging, logits = ltm(x)
+    assert merging.unmerge(torch.randn(25, DIM).to(low)).dtype == low
+    expected, full_logits = ltm.float()(x.float())
+    assert torch.equal(logits, full_logits)
+    restore, full = (
+        m.unmerge(torch.eye(25, dtype=d)) for m, d in [(merging, low), (expected, torch.float32)]
+    )
+    # half precision's product takes what is below its normal numbers for nothing
+    torch.testing.assert_close(restore, full.to(low), rtol=0, atol=torch.finfo(low).tiny)
+
+
+def nearly_empty(below, **options):
+    """A mask module of which one merged token has shares of exp(-below) and less, in float32."""
+    ltm = build(7, 25, **options).float()
+    ltm.initial_logits.data[:, 3] = ltm.initial_logits.data.min() - below
+    return ltm, torch.randn(4, 49, DIM).float().requires_grad_()
+
+
+@pytest.mark.parametrize("below", [40.0, 70.0, 76.0, 80.0, 84.0, 88.0, 100.0, 300.0, 1000.0])
+@pytest.mark.parametrize("affinity", [0, 100.0])
+@pytest.mark.parametrize("padded", [False, True])
+def test_nearly_empty_merged_tokens_have_finite_gradients(below, affinity, padded):
+    """Shares of exp(-100) vanish in float32, and with them all that is divided by their sum."""
+    ltm, x = nearly_empty(below, affinity=affinity)
+    if affinity:
+        ltm.log_affinity.data.fill_(math.log(affinity))
+    valid = cut(7, 4, 7) if padded else None  # cell 3, in the first row, is among the real ones
+    merging, _ = ltm(x, None, valid)
+    merge = merging.merge(torch.eye(49).float())
+    torch.testing.assert_close(merge[:, 3].sum(-1), torch.ones(4).float())
+    merged = merging.merge(x)
+    loss = merging.update(x, torch.sin(merged)).square().sum() + merged[:, 3].sum()
+    (2**16 * (loss + merging.key_bias[:, 3].sum())).backward()  # scaled as under AMP
+    for name, parameter in [("x", x), *ltm.named_parameters()]:
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
+    assert ltm.initial_logits.grad[:, 3].abs().max() > 0  # they can grow again
+
+
+@pytest.mark.parametrize("below", [100.0, 300.0])
+@pytest.mark.parametrize("padded", [False, True])
+def test_gradients_of_nearly_empty_merged_tokens_are_float64s(below, padded):
+    """Of G and its columns computed as they are written, which float64's exponents bear."""
+    ltm, x = nearly_empty(below, **PLAIN)
+    valid = cut(7, 4, 7) if padded else torch.ones(49, dtype=torch.bool)
+    merging, _ = ltm(x, None, valid if padded else None)
+    merging.merge(x).square().sum().backward()
+
+    twin = x.detach().double().requires_grad_()
+    step, start = (p.detach().double().requires_grad_() for p in (ltm.step, ltm.initial_logits))
+    alive = area_shares(7, 25)[valid].sum(0) > 0
+    logits = start - torch.nn.functional.layer_norm(twin, (DIM,)) @ step
+    mask = logits.masked_fill(~alive, -math.inf).softmax(-1) * valid[:, None]
+    merge = (mask / mask.sum(-2, keepdim=True).masked_fill(~alive, 1)).transpose(-1, -2)
+    (merge @ twin).square().sum().backward()
+    for one, other in [(x, twin), (ltm.step, step), (ltm.initial_logits, start)]:
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-3, atol=1e-4)
+    assert start.grad[:, 3].abs().max() > 0.01
+
+
 def test_extreme_logits_stay_finite():
     ltm = build(7, 25, temperature=1e-3)
     x = torch.randn(4, 49, DIM, requires_grad=True)
@@ -300,6 +378,35 @@ def test_the_tokens_own_path_is_nothing_where_all_are_alike(padded):
     assert merging.detail[:, real].abs().max() < 1e-12
     merging, _ = ltm(torch.randn(3, 49, DIM), None, valid if padded else None)
     assert merging.detail[:, real].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_merged_tokens_count_as_often_as_they_have_sources(mask, padded):
+    """Of tokens that count for several each, as those that are merged already; and no more than
+    there are."""
+    ltm, valid = build(7, 25, mask=mask), cut(7, 3, 5) if padded else None
+    real = torch.ones(49) if valid is None else valid.double()
+    x, sizes = torch.randn(3, 49, DIM), torch.rand(3, 49) + 0.5
+    for given in (None, sizes):
+        merging, _ = ltm(x, None, valid, Cues(size=given))
+        each = real if given is None else real * given
+        restore = merging.unmerge(torch.eye(25))
+        expected = torch.einsum("bnp,bn->bp", restore, each.expand(3, -1))
+        torch.testing.assert_close(merging.size, expected)
+        torch.testing.assert_close(merging.size.sum(-1), each.sum(-1).expand(3))
+        fed = merging.merge(torch.eye(49)).sum(-1) > 0.5
+        torch.testing.assert_close(merging.key_bias[fed], expected[fed].log())
+        assert (merging.key_bias[~fed] == SHUT).all() and (merging.size[~fed] == 0).all()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_without_proportional_attention_all_fed_ones_count_alike(padded):
+    merging, _ = build(7, 25, proportional=False)(
+        torch.randn(49, DIM), None, cut(7, 3, 5) if padded else None
+    )
+    assert merging.size is None
+    assert (set(merging.key_bias.tolist()) == {0, SHUT}) if padded else (merging.key_bias is None)
 
 
 def test_unknown_mask():

@@ -23,13 +23,6 @@ FEWER = [(window, tokens) for window, tokens in SIZES if tokens < window**2]
 ALWAYS, NEVER = -100.0, 100.0  # of merging; of pruning the other way round
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def build(window, tokens, merge=0.4, prune=0.8, **options):
     """With both thresholds amid random scores."""
     merger = LTMP(DIM, window, tokens, **options)

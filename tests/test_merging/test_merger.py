@@ -29,13 +29,6 @@ SHAPES = [(7, 25), (7, 16), (4, 5), (5, 7), (3, 1), (3, 9)]
 DIM = 6
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def name_of(kind):
     keys = ("type", "mask", "update", "mode", "proportional")
     return "-".join(str(kind[key]) for key in keys if key in kind)

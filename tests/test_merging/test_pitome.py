@@ -15,13 +15,6 @@ from tests.test_merging.matching_oracle import (
 DIM = 5
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("window, tokens", SIZES)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("sized", [False, True])
