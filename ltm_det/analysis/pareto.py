@@ -1,4 +1,4 @@
-"""Pictures of a comparison: AP against what a backbone costs."""
+"""Pictures of a comparison: AP, held against the dense detector's, and what a backbone costs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ NAMES = {
     "convert": "off the shelf",
     "calibrate": "calibrated",
 }
-METRIC, METRIC_NAME = "bbox_mAP", "box AP"
+METRIC, METRIC_NAME = "bbox_mAP", "box AP, less dense of the same seed"
 MARKERS = "osD^vPX<"
 STEP = 0.003  # between the points of mergers that cost the same, to tell them apart
 
@@ -28,7 +28,7 @@ def draw(found: Sequence[Summary], panels: Sequence[tuple[str, ...]], out: Path)
     Args:
         found: See :func:`ltm_det.analysis.comparison_tables.summaries`.
         panels: The modes whose points go into one panel; of two, the first is hollow. They share
-            a dense reference. Panels without a merged detector are left out.
+            a dense reference, which lies at zero. Panels without a merged detector are left out.
         out: Where to write it.
 
     Returns:
@@ -54,15 +54,14 @@ def draw(found: Sequence[Summary], panels: Sequence[tuple[str, ...]], out: Path)
         dense = [s for s in found if s.merger == DENSE and s.backbone == backbone]
         dense = [s for s in dense if s.mode == REFERENCES[modes[0]]]
         for cost, axes in zip(costs, row, strict=True):
-            for s in dense:
-                level = mean(s.ap[METRIC])
-                axes.axhline(level, color="black", linewidth=0.8, linestyle=":", zorder=1)
-                points(axes, [1.0], [s], color="black", marker="*", markersize=12, label=DENSE)
+            if dense:
+                axes.axhline(0, color="black", linewidth=0.8, linestyle=":", zorder=1)
+                axes.plot(1.0, 0, color="black", marker="*", markersize=12, ls="", label=DENSE)
             for index, merger in enumerate(mergers):
                 for mode in modes:
                     own = [s for s in chosen if (s.backbone, s.mode) == (backbone, mode)]
                     own = [s for s in own if s.merger == merger and getattr(s, cost) is not None]
-                    own.sort(key=lambda s: getattr(s, cost))
+                    own = [s for s in own if s.against_dense[METRIC]]
                     shift = (index - (len(mergers) - 1) / 2) * STEP
                     hollow = len(modes) > 1 and mode == modes[0]
                     points(
@@ -72,7 +71,7 @@ def draw(found: Sequence[Summary], panels: Sequence[tuple[str, ...]], out: Path)
                         color=f"C{index}",
                         marker=MARKERS[index % len(MARKERS)],
                         markerfacecolor="white" if hollow else f"C{index}",
-                        linestyle="--" if hollow else "-",
+                        linestyle="",
                         label=None if hollow else merger,
                     )
             title = f"{backbone}: {NAMES[modes[-1]]}"
@@ -84,8 +83,8 @@ def draw(found: Sequence[Summary], panels: Sequence[tuple[str, ...]], out: Path)
     for axes in grid.flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles, loc="outside right upper")
-    title = "Means over seeds, bars from least to most; points of equal cost moved apart"
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
+    title = "Means over seeds, bars from least to most; points of equal cost lie side by side"
     figure.suptitle(title, fontsize="medium")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
@@ -93,8 +92,8 @@ def draw(found: Sequence[Summary], panels: Sequence[tuple[str, ...]], out: Path)
 
 
 def points(axes: Axes, xs: list[float], summaries: Sequence[Summary], **style: object) -> None:
-    """Means over seeds, with bars from least to most."""
-    values = [s.ap[METRIC] for s in summaries]
+    """Mean differences to dense over seeds, with bars from least to most."""
+    values = [s.against_dense[METRIC] for s in summaries]
     means = [mean(v) for v in values]
     below = [m - min(v) for m, v in zip(means, values, strict=True)]
     above = [max(v) - m for m, v in zip(means, values, strict=True)]
