@@ -32,6 +32,7 @@ setup(
         "safetensors",
         "numpy",
         "pycocotools>=2.0.6",
+        "pyyaml",
         "scikit-learn>=1.2",
         "pillow",  # scikit-learn reads its photographs with it
         "matplotlib",

@@ -115,7 +115,7 @@ def test_it_prints_macs_and_errors_and_calibration_helps(
     assert expected.format(*macs, macs[1] / macs[0]) in printed
     assert macs[1] < macs[0] and "Relative error" not in printed
 
-    options = ["--calibrate", 3, "--batch-size", 2, "--steps", 30, "--lr", 0.05]
+    options = ["--calibrate", 3, "--batch-size", 2, "--steps", 30, "--lr", 0.005]
     cfg, fitted, printed = convert(*files, *HALF, *options)
     (line,) = (line for line in printed.splitlines() if "Relative error" in line)
     assert "2 held-out images" in line  # 3 are two batches, beside which there is one

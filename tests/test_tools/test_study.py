@@ -212,8 +212,10 @@ def test_the_bottleneck_of_every_run_is_written_once(
         for point in points
     ]
     assert all(row["commit"] for row in rows)
-    cfg = load_config(STUDY["MERGED"], options_of(changes_of(tmp_path).split()))
     for name, kind in dict(dense="dense", pool="pool", ltm_stage_soft="merged").items():
+        changes = STUDY["VARIANTS"][name][1] if kind == "merged" else ""
+        options = options_of([*changes_of(tmp_path).split(), *changes.split()])
+        cfg = load_config(STUDY["MERGED"], options)
         checkpoint = str(tmp_path / f"work/{name}_seed0/iter_2.pth")
         (expected,) = measure(cfg, kind, checkpoint)
         (untrained,) = measure(cfg, kind, None)

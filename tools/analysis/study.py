@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -146,7 +148,8 @@ def summary(rows: list[dict[str, object]]) -> str:
         runs = [row for row in rows if row["variant"] == name]
         if not runs:
             continue
-        options = dict(change.split("=") for change in changes.split())
+        pairs = (change.split("=", maxsplit=1) for change in changes.split())
+        options = {key: yaml.safe_load(value) for key, value in pairs}  # numbers as such
         counts = compare(load_config(str(ROOT / path), options), SHAPE)
         gmacs = [side.macs["backbone"] / 1e9 for side in counts.values()]
         cells = [name, str(len(runs))]
