@@ -84,14 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=calibration.STEPS, help="of a batch each")
     parser.add_argument("--lr", type=float, default=calibration.LEARNING_RATE)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs=2,
-        default=[800, 1280],
-        metavar=("H", "W"),
-        help="height and width of the image to count GMACs for (default: 800 1280)",
-    )
+    preflight.add_shape(parser)
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()
     for name in ("calibrate", "steps", "batch_size"):

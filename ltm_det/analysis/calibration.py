@@ -138,7 +138,7 @@ def calibrate(
                     break
                 optimizer.zero_grad()
                 loss.backward()
-                # LTM's gradient is not finite where the shares of a merged token vanish
+                # too high a rate may have left nothing finite to learn from
                 if all(p.grad is None or p.grad.isfinite().all() for p in fitted):
                     optimizer.step()
                 scheduler.step()

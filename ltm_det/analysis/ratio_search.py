@@ -11,14 +11,13 @@ Shapes: B images, C channels, H x W grid.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ltm_det.analysis.timing import interleaved
+from ltm_det.analysis.timing import time_models
 from ltm_det.backbones import LTMSwin, LTMViT
 from ltm_det.merging import check_ratio, kept_side, kept_tokens, ratio_schedule
 
@@ -276,7 +275,6 @@ def sensitivities(
     return [(error / variance).mean().item() for error in errors]
 
 
-@torch.no_grad()
 def latencies(
     models: Sequence[nn.Module], shape: tuple[int, int], runs: int = 15, warm_up: int = 2
 ) -> list[float]:
@@ -287,13 +285,5 @@ def latencies(
         shape: Height and width of the image.
         runs: Of each model, after ``warm_up`` more.
     """
-    device = next(models[0].parameters()).device
-    image = torch.rand(1, 3, *shape, device=device)
-
-    def run(model: nn.Module) -> None:
-        model(image)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    functions = {str(i): partial(run, model) for i, model in enumerate(models)}
-    return [median(times) for times in interleaved(functions, runs, warm_up).values()]
+    named = {str(i): model for i, model in enumerate(models)}
+    return [median(times) for times in time_models(named, shape, runs, warm_up=warm_up).values()]

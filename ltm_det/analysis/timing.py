@@ -59,23 +59,36 @@ def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, Ratio]:
 
 
 def time_models(
-    models: Mapping[str, nn.Module], shape: tuple[int, int], rounds: int, threads: int
+    models: Mapping[str, nn.Module],
+    shape: tuple[int, int],
+    rounds: int,
+    threads: int | None = None,
+    warm_up: int = WARM_UP,
 ) -> dict[str, list[float]]:
-    """Seconds of each model on one image of noise, on the CPU, as :func:`interleaved` has them.
+    """Seconds of each model on one image of noise, as :func:`interleaved` has them.
 
     Args:
-        models: By name. They are put into evaluation mode.
+        models: By name, on one device. They are put into evaluation mode.
         shape: Height and width of the image, in pixels.
-        threads: That torch may use meanwhile.
+        rounds: That are measured, after ``warm_up`` more.
+        threads: That torch may use meanwhile; None: as many as it may use now.
     """
-    image = torch.rand(1, 3, *shape)
+    parameters = (p for model in models.values() for p in model.parameters())
+    device = next(parameters, torch.empty(0)).device
+    image = torch.rand(1, 3, *shape, device=device)
+
+    def run(model: nn.Module) -> None:
+        model(image)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     for model in models.values():
         model.eval()  # not chained: on mmdet's Swin it returns None
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or before)
     try:
         with torch.no_grad():
-            runs = {name: partial(model, image) for name, model in models.items()}
-            return interleaved(runs, rounds, WARM_UP)
+            runs = {name: partial(run, model) for name, model in models.items()}
+            return interleaved(runs, rounds, warm_up)
     finally:
         torch.set_num_threads(before)

@@ -6,11 +6,10 @@ nH heads, D = C / nH.
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltm_det.merging import SHUT, Cues
+from ltm_det.merging import Cues, received_attention
 
 
 def attention_cues(
@@ -47,15 +46,5 @@ def attention_cues(
         bias = None if qkv.bias is None else qkv.bias[: 2 * c]
         q, k = F.linear(z, qkv.weight[: 2 * c], bias).chunk(2, -1)
         q, k = (t.unflatten(-1, (num_heads, -1)).transpose(-3, -2) for t in (q, k))
-        logits = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (*, nH, N, N)
-        if valid is not None:
-            logits = logits.masked_fill(~valid[..., None, None, :], SHUT)
-        share = logits.softmax(-1, torch.promote_types(z.dtype, torch.float32)).mean(
-            -3
-        )  # (*, N, N)
-        if valid is not None:
-            share = share * valid[..., None]
-            received = share.sum(-2) / valid.sum(-1, keepdim=True).clamp(min=1)
-        else:
-            received = share.mean(-2)
+        received = received_attention(q, k, valid)
     return Cues(keys, received, size)

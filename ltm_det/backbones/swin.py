@@ -6,7 +6,7 @@ window, k side of the merged window, H x W grid. A stage keeps its tokens in win
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -196,13 +196,10 @@ class LTMSwin(AccountedLoading, SwinTransformer):
         self.strides = strides
         depths = [len(stage.blocks) for stage in self.stages]
         ratios, scope, options = _parse_merger(merger, depths)
+        before = (block / sum(depths) for block in range(sum(depths)))
         self.stages = ModuleList(
-            LTMSwinStage(
-                stage, r, scope, options, [(first + i) / sum(depths) for i in range(len(r))]
-            )
-            for stage, r, first in zip(
-                self.stages, ratios, accumulate(depths, initial=0), strict=False
-            )
+            LTMSwinStage(stage, r, scope, options, [next(before) for _ in r])
+            for stage, r in zip(self.stages, ratios, strict=True)
         )
 
     def init_weights(self) -> None:

@@ -163,7 +163,7 @@ class GridlessSwinBlock(LTMSwinBlock):
         """(B, W, nH, P, P), what attention among the merged tokens adds to its logits."""
         bias = self.attn.bias(grid, x.device, x.dtype)
         if bias is None:
-            bias = self.attn.w_msa.position_bias().to(x.dtype).expand(x.shape[1], -1, -1, -1)
+            bias = self.attn.w_msa.position_bias().to(x.dtype)[None]  # the same in all windows
         bias = merging.pair_bias(bias)
         return bias if merging.key_bias is None else bias + merging.key_bias[..., None, None, :]
 

@@ -234,9 +234,8 @@ class LTMViT(AccountedLoading, BaseModule):
             x + unmerge(y - y0) and then ``restore``.
         """
         prefix, x = x.split([self.num_prefix, x.shape[1] - self.num_prefix], dim=1)
-        merger, reader = self.mergers[str(block)], self.blocks[block]
-        z = reader.norm1(x) if merger.reads else x
-        merging, merged = tokens.merged(x, z, merger, self.sides[block], reader.attn)
+        merger, side = self.mergers[str(block)], self.sides[block]
+        merging, merged = tokens.merged(x, merger, side, self.blocks[block])
         y0 = merging.merge(x)
 
         def restore_here(y: Tensor) -> Tensor:

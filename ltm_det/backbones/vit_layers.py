@@ -49,24 +49,23 @@ class TokenMap(NamedTuple):
         return self.key_bias > SHUT / 2
 
     def merged(
-        self, x: Tensor, z: Tensor, merger: Merger, side: int, attn: Attention
+        self, x: Tensor, merger: Merger, side: int, reader: Block
     ) -> tuple[Merging, "TokenMap"]:
         """How ``merger`` merges x (B, L, C), as a merging of maps, and the map it leads to.
 
-        ``attn`` and its input z (B, L, C) are what the merged tokens are read by.
+        ``reader`` is the block that the merged tokens go to.
         """
         here, valid = self.grid, self.valid(x.device)
         there = here.shrunk(side) if merger.keeps_grid else here.merged(side)
         tokens = here.partition(x)
         cues = Cues(size=self.size)
         if merger.reads:
-            z = here.partition(z)
+            attn, z = reader.attn, here.partition(reader.norm1(x))
             cues = attention_cues(attn.qkv, attn.num_heads, z, merger.reads, valid, self.size)
         windows, _ = merger(tokens, None, valid, cues)
         detail, at = windows.detail, None
         if not merger.keeps_grid:
-            average = windows.average or windows.merge
-            at = average(self.places(x).expand(*tokens.shape[:2], -1, -1))
+            at = windows.mean_of(self.places(x).expand(*tokens.shape[:2], -1, -1))
         merging = Merging(
             merge=lambda x: there.reverse(windows.merge(here.partition(x))),
             unmerge=lambda y: here.reverse(windows.unmerge(there.partition(y))),

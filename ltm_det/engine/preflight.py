@@ -47,6 +47,18 @@ class PreflightError(Exception):
     """Something a run needs is not there. The message names it and the remedy."""
 
 
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """The option of tools that count what one image costs."""
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=2,
+        default=[800, 1280],
+        metavar=("H", "W"),
+        help="height and width of the image that is counted (default: 800 1280)",
+    )
+
+
 def is_local_main(launcher: str) -> bool:
     """Whether this process is the one of its machine that checks and reports."""
     return int(os.environ.get(LOCAL_RANK[launcher], 0)) == 0

@@ -15,6 +15,7 @@ from ltm_det.merging.pitome import PiToMe
 from ltm_det.merging.pool import Pool
 from ltm_det.merging.pooling import pooling_matrix
 from ltm_det.merging.random import Random
+from ltm_det.merging.received import received_attention
 from ltm_det.merging.schedule import check_ratio, kept_side, kept_tokens, ratio_schedule
 from ltm_det.merging.tofu import ToFu
 from ltm_det.merging.tome import ToMe
@@ -82,4 +83,5 @@ __all__ = [
     "merger_options",
     "pooling_matrix",
     "ratio_schedule",
+    "received_attention",
 ]

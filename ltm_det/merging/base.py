@@ -59,11 +59,14 @@ class Merging(NamedTuple):
         x = x + self.unmerge(change)
         return x if self.detail is None else x + self.detail
 
+    def mean_of(self, x: Tensor) -> Tensor:
+        """(*, N, C) to (*, P, C), see ``average``."""
+        return (self.average or self.merge)(x)
+
     def pair_bias(self, bias: Tensor) -> Tensor:
         """(*, nH, N, N), what pairs of tokens have, to its mean over sources (*, nH, P, P)."""
-        average = self.average or self.merge
         for _ in range(2):  # the rows, then the columns
-            rows = average(bias.transpose(-3, -2).flatten(-2))  # (*, P, nH * N)
+            rows = self.mean_of(bias.transpose(-3, -2).flatten(-2))  # (*, P, nH * N)
             bias = rows.unflatten(-1, (bias.shape[-3], -1)).permute(
                 *range(rows.ndim - 2), -2, -1, -3
             )
@@ -156,3 +159,19 @@ def matrix_merging(
         unmerge=lambda y: (restore @ y).to(y.dtype),
         key_bias=key_bias,
     )
+
+
+def count_sources(merging: Merging, size: Tensor, dtype: torch.dtype) -> Merging:
+    """The merging with proportional attention (ToMe, arXiv 2210.09461, equation 1).
+
+    Args:
+        merging: Its ``key_bias``, if there is one, shuts out what is empty.
+        size: (*, P), how many real tokens each merged one stands for; its logarithm is added to the
+            attention logits of a key.
+        dtype: Of the features that will be merged.
+    """
+    # from eps on: less is no key at all, and the gradient 1 / size would overflow
+    key_bias = size.clamp(min=torch.finfo(size.dtype).eps).log()
+    if merging.key_bias is not None:
+        key_bias = torch.where(merging.key_bias < 0, merging.key_bias, key_bias)
+    return merging._replace(key_bias=key_bias.to(dtype), size=size)

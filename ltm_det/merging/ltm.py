@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltm_det.ib import full_precision
-from ltm_det.merging.base import NO_CUES, Cues, Merger, Merging, matrix_merging
+from ltm_det.merging.base import (
+    NO_CUES,
+    Cues,
+    Merger,
+    Merging,
+    count_sources,
+    matrix_merging,
+)
 from ltm_det.merging.bottleneck import BottleneckStep
 from ltm_det.merging.pooling import alive_cells, pooling_matrix
 
@@ -38,33 +45,23 @@ def hard_soft_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
     return hard * logits.softmax(-1), hard
 
 
-MASKS = {"soft": None, "hard": hard_mask, "hard_soft": hard_soft_mask}
+HARD_MASKS = {"hard": hard_mask, "hard_soft": hard_soft_mask}
+MASKS = ("soft", *HARD_MASKS)
 
 
-def columns(scaled: Tensor, real: Tensor | None) -> Tensor:
-    """A soft mask, its columns normalised to one: (*, N, P) from S / temperature.
+def columns(log_mask: Tensor, real: Tensor | None) -> Tensor:
+    """A soft mask, its columns normalised to one, (*, N, P).
 
-    By logarithms, since all shares in a merged token may be too small for float32.
+    From logarithms, since all shares in a merged token may be too small for float32.
 
     Args:
-        scaled: (*, N, P)
+        log_mask: (*, N, P), the logarithm of the mask.
         real: Boolean, broadcastable to it: False for padded tokens and for cells of padding alone,
             which have no part. None: all are real.
     """
-    log_mask = scaled.log_softmax(-1)
     if real is None:
         return log_mask.softmax(-2)
     return log_mask.masked_fill(~real, NOBODYS).softmax(-2) * real
-
-
-def counted(merging: Merging, mask: Tensor, size: Tensor | None, dtype: torch.dtype) -> Merging:
-    """The merging with proportional attention, given G (*, N, P) of real tokens and their size."""
-    size = mask.sum(-2) if size is None else (mask * size.unsqueeze(-1)).sum(-2)
-    # from eps on: less is no key at all, and the gradient 1 / size would overflow
-    key_bias = size.clamp(min=torch.finfo(size.dtype).eps).log()
-    if merging.key_bias is not None:  # it shuts out what is empty
-        key_bias = torch.where(merging.key_bias < 0, merging.key_bias, key_bias)
-    return merging._replace(key_bias=key_bias.to(dtype), size=size)
 
 
 UPDATES = ("learned", "gradient")
@@ -137,6 +134,8 @@ class LTM(Merger):
         for name, value in dict(affinity=affinity, detail=detail).items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and from 0 on, got {value}")
+        if not isinstance(rounds, int) or rounds < 1:
+            raise ValueError(f"rounds must be a whole number from 1 on, got {rounds!r}")
         self.mask = mask
         self.proportional = proportional
         self.update = update
@@ -152,8 +151,6 @@ class LTM(Merger):
         if not chained:
             start = temperature * (area + SHARE_FLOOR).log()
             self.initial_logits = nn.Parameter(start.to(dtype))
-        if not isinstance(rounds, int) or rounds < 1:
-            raise ValueError(f"rounds must be a whole number from 1 on, got {rounds!r}")
         self.rounds = rounds if affinity else 0
         if affinity:
             self.log_affinity = nn.Parameter(torch.tensor(math.log(affinity), dtype=dtype))  # of k
@@ -180,26 +177,27 @@ class LTM(Merger):
         dtype = torch.promote_types(x.dtype, torch.float32)
         with full_precision(x):  # near ties would turn over in half precision
             z, previous = F.layer_norm(x.to(dtype), (self.dim,)), previous.to(dtype)
-            logits, base = (
-                previous,
-                previous - z @ self._step(z, self._scaled(previous, alive), real),
-            )
-            for _ in range(self.rounds):
-                mask = columns(self._scaled(logits, alive), real)
+            start = self._scaled(previous, alive)
+            logits = base = previous - z @ self._step(z, start, real)
+            scaled = self._scaled(base, alive)
+            for i in range(self.rounds):
+                mask = columns((scaled if i else start).log_softmax(-1), real)
                 merged = mask.transpose(-1, -2) @ z  # X~
                 logits = base + self._attraction(z, merged)
-            logits = logits if self.rounds else base
-            scaled = self._scaled(logits, alive)
+                scaled = self._scaled(logits, alive)
             if self.mask == "soft":
-                weights, restore = columns(scaled, real), scaled.softmax(-1)
+                log_mask = scaled.log_softmax(-1)
+                weights, restore = columns(log_mask, real), log_mask.exp()
             else:
-                weights, restore = MASKS[self.mask](scaled, self.training)
+                weights, restore = HARD_MASKS[self.mask](scaled, self.training)
                 weights = weights if real is None else weights * real
         shut_empty = valid is not None or self.mask != "soft"
         merging = matrix_merging(weights, restore, x.dtype, shut_empty)
         if self.proportional:
-            mask = restore if real is None else restore * real
-            merging = counted(merging, mask, cues.size, x.dtype)
+            sources = restore if real is None else restore * real
+            if cues.size is not None:
+                sources = sources * cues.size.unsqueeze(-1)
+            merging = count_sources(merging, sources.sum(-2), x.dtype)
         if self.width:
             merging = merging._replace(detail=self._detail(z.to(x.dtype), merging))
         return merging, logits

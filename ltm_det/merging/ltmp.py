@@ -20,6 +20,7 @@ from ltm_det.merging.matching import (
     removal_scores,
     token_sizes,
 )
+from ltm_det.merging.received import received_attention
 from ltm_det.merging.tome import ToMe
 
 
@@ -123,7 +124,5 @@ def self_attention(x: Tensor, size: Tensor) -> Tensor:
     """(*, N), the attention that tokens x (*, N, C) would receive if queries and keys were they."""
     alive = size > 0
     with full_precision(x):
-        x = x.to(size.dtype).masked_fill(~alive[..., None], 0)
-        logits = x @ x.transpose(-1, -2) * x.shape[-1] ** -0.5
-        logits = logits.masked_fill(~alive[..., None, :], torch.finfo(x.dtype).min)
-        return (logits.softmax(-1) * alive[..., None]).sum(-2) / alive.sum(-1, True).clamp(min=1)
+        x = x.to(size.dtype).masked_fill(~alive[..., None], 0).unsqueeze(-3)  # one head
+        return received_attention(x, x, alive)

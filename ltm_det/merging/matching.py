@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltm_det.ib import full_precision
-from ltm_det.merging.base import SHUT, Cues, Merging, matrix_merging
+from ltm_det.merging.base import Cues, Merging, count_sources, matrix_merging
 
 
 class Matching(NamedTuple):
@@ -157,7 +157,4 @@ def sized_merging(
     mass = matching.weights * size[..., None]
     merging = matrix_merging(mass, matching.restore, dtype, shut_empty=True)
     size = mass.sum(-2)
-    key_bias = merging.key_bias
-    if proportional:
-        key_bias = torch.where(size > 0, size, 1).log().to(dtype).masked_fill(size <= 0, SHUT)
-    return merging._replace(key_bias=key_bias, size=size)
+    return count_sources(merging, size, dtype) if proportional else merging._replace(size=size)

@@ -24,14 +24,7 @@ from ltm_det.engine import preflight  # noqa: E402
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="config file")
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs=2,
-        default=[800, 1280],
-        metavar=("H", "W"),
-        help="height and width of the image (default: 800 1280)",
-    )
+    preflight.add_shape(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here too")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()

@@ -86,14 +86,7 @@ def parse() -> argparse.Namespace:
         default=RATIOS,
         help=f"kept fractions to choose from (default: {RATIOS})",
     )
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs=2,
-        default=[800, 1280],
-        metavar=("H", "W"),
-        help="height and width of the image whose cost counts (default: 800 1280)",
-    )
+    preflight.add_shape(parser)
     parser.add_argument("--images", type=int, default=64, help="to measure on (default: 64)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
@@ -134,7 +127,9 @@ class Search:
         ValueError: If the weights do not fit, or the merger does not.
     """
 
-    def __init__(self, cfg: Config, args: argparse.Namespace) -> None:
+    def __init__(
+        self, cfg: Config, args: argparse.Namespace, checkpoint: Mapping[str, Any]
+    ) -> None:
         self.cfg = dense_twin(cfg) or cfg
         self.options = base_merger(cfg, args)
         self.shape, self.by_time = tuple(args.shape), args.cost == "latency"
@@ -147,8 +142,8 @@ class Search:
         if isinstance(self.dense, LTMViT) and args.unit:
             raise ValueError("a ViT has one merge point: leave --unit out")
         self.space = space_of(self.dense, self.options, args.ratios, args.unit or "stage")
-        source, grid = read_checkpoint(args.checkpoint), self.dense.pretrain_grid
-        load_accounted(self.dense.family, self.dense, source, drop_mergers=True, grid=grid)
+        family, grid = self.dense.family, self.dense.pretrain_grid
+        load_accounted(family, self.dense, checkpoint, drop_mergers=True, grid=grid)
         self.dense.to(get_device())
 
     def merger(self, labels: Sequence[Label]) -> dict[str, Any] | None:
@@ -175,10 +170,10 @@ class Search:
         return [count_backbone(model, self.shape).macs["backbone"] / 1e9 for model in bar]
 
 
-def search(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
+def search(args: argparse.Namespace, cfg: Config, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """All that was found: the dense cost, the units' candidates, the choice, what it reaches."""
     batches = unlabelled_batches(cfg, args.images)
-    found = Search(cfg, args)
+    found = Search(cfg, args, checkpoint)
     labels = [(unit, choice) for unit, choices in found.space.units.items() for choice in choices]
     models = [found.model([label]) for label in labels]
     dense, *costs = found.costs([found.dense, *models])
@@ -236,11 +231,10 @@ def as_table(result: Mapping[str, Any], unit: str) -> str:
     return aligned(rows)
 
 
-def weights_file(args: argparse.Namespace) -> str:
-    """The checkpoint; or where it has mask modules, which belong to other merge points, the file
-    beside the config that is to have its weights without them."""
-    source = read_checkpoint(args.checkpoint)
-    weights = source.get("state_dict", source)
+def weights_file(args: argparse.Namespace, checkpoint: Mapping[str, Any]) -> str:
+    """The checkpoint's file; or where it has mask modules, which belong to other merge points, the
+    file beside the config that is to have its weights without them."""
+    weights = checkpoint.get("state_dict", checkpoint)
     if len(without_mergers(weights)) == len(weights):
         return args.checkpoint
     return str(args.out.with_suffix(".pth"))
@@ -270,15 +264,14 @@ def config_text(
     return "\n".join([*lines, "        ),", "    )", ")", ""])
 
 
-def write(args: argparse.Namespace, weights: str, text: str) -> None:
+def write(args: argparse.Namespace, checkpoint: Mapping[str, Any], weights: str, text: str) -> None:
     """Writes the config, and the weights without mask modules where they are to be a new file."""
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text)
     if weights != args.checkpoint:
-        source = read_checkpoint(args.checkpoint)
-        source = dict(source) if "state_dict" in source else dict(state_dict=source)
-        kept = dict(state_dict=without_mergers(source["state_dict"]), meta=source.get("meta", {}))
-        torch.save(kept, weights)
+        own = without_mergers(checkpoint.get("state_dict", checkpoint))
+        meta = checkpoint.get("meta", {}) if "state_dict" in checkpoint else {}
+        torch.save(dict(state_dict=own, meta=meta), weights)
 
 
 def main() -> int:
@@ -288,11 +281,12 @@ def main() -> int:
         cfg = preflight.load_config(args.config, args.cfg_options)
         preflight.check_data(cfg, "train")
         preflight.check_checkpoint(args.checkpoint)
-        weights = weights_file(args)
+        checkpoint = read_checkpoint(args.checkpoint)
+        weights = weights_file(args, checkpoint)
         for path in {str(args.out), weights} - {args.checkpoint}:
             if Path(path).exists() and not args.overwrite:
                 raise preflight.PreflightError(f"{path} exists: give another --out, or --overwrite")
-        result = search(args, cfg)
+        result = search(args, cfg, checkpoint)
     except (preflight.PreflightError, ValueError) as error:
         print(f"search_ratios.py: {error}", file=sys.stderr)
         return 2
@@ -303,7 +297,8 @@ def main() -> int:
     errors = "Error of its maps on {} images: {expected_error:.5f} expected, {measured_error:.5f}"
     errors = errors.format(args.images, **result) + " measured"
     print(as_table(result, unit), reached, errors, sep="\n")
-    write(args, weights, config_text(args, result, [command, reached, errors], weights))
+    text = config_text(args, result, [command, reached, errors], weights)
+    write(args, checkpoint, weights, text)
     if args.json is not None:
         given = {key: getattr(args, key) for key in ("config", "checkpoint", "shape", "images")}
         given |= dict(command=command, device=get_device(), unit=unit, budget=args.budget)
