@@ -143,8 +143,9 @@ class LTMSwinBlock(BaseModule):
 class GridlessSwinBlock(LTMSwinBlock):
     """A Swin block on merged tokens that lie on no grid: merged before it, restored after it.
 
-    The tokens of each window of this block, which may be a shifted one, are merged; position bias
-    and shift mask of a pair of merged tokens are the mean over the pairs of their sources.
+    The tokens of each window of this block are merged; in a shifted window the merger is told which
+    of them only the roll made neighbours. Position bias and shift mask of a pair of merged tokens
+    are the mean over the pairs of their sources.
     """
 
     def _forward(
@@ -153,7 +154,8 @@ class GridlessSwinBlock(LTMSwinBlock):
         shift = self.attn.shift
         valid = grid.rolled_valid(shift, x.device)
         x = grid.roll(x, -shift)
-        merging, _ = self.merger(x, None, valid, self.cues(self.norm1(x), valid))
+        cues = self.cues(self.norm1(x), valid)._replace(regions=grid.regions(shift, x.device))
+        merging, _ = self.merger(x, None, valid, cues)
         y0 = merging.merge(x)  # (B, W, P, C)
         y = y0 + self.attn.drop(self.attn.w_msa(self.norm1(y0), self.merged_bias(merging, grid, x)))
         y = y + self.ffn(self.norm2(y))

@@ -83,6 +83,11 @@ class WindowGrid(NamedTuple):
         """As `valid`, of the map rolled by -shift."""
         return _rolled_valid(self, shift, device) if self.padded else None
 
+    def regions(self, shift: int, device: torch.device) -> Tensor | None:
+        """(W, N, 4), one-hot: which tokens of windows rolled by -shift are neighbours on the map;
+        None where there is no roll."""
+        return _regions(self, shift, device) if shift else None
+
     def shift_mask(self, shift: int, device: torch.device) -> Tensor:
         """(W, N, N), what attention in windows rolled by -shift adds to its logits."""
         return _shift_mask(self, shift, device)
@@ -110,14 +115,21 @@ def _rolled_valid(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
-def _shift_mask(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
+def _regions(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
     full = WindowGrid(grid.rows * grid.window, grid.columns * grid.window, grid.window)
 
-    def regions(length: int) -> Tensor:  # 1 for what the roll brings to the far end
+    def brought(length: int) -> Tensor:  # 1 for what the roll brings to the far end
         position = torch.arange(length, device=device)
-        return (position >= length - shift).int()
+        return (position >= length - shift).long()
 
-    region = 2 * regions(full.height)[:, None] + regions(full.width)  # (H, W)
+    region = 2 * brought(full.height)[:, None] + brought(full.width)  # (H, W)
     region = full.partition(region.reshape(1, -1, 1))[0, :, :, 0]  # (W, N)
+    return F.one_hot(region, 4).float()
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _shift_mask(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
+    region = _regions(grid, shift, device).argmax(-1)  # (W, N)
     apart = region[:, :, None] != region[:, None, :]
     return torch.zeros(apart.shape, device=device).masked_fill(apart, SHIFT_MASK)

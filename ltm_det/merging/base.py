@@ -23,11 +23,15 @@ class Cues(NamedTuple):
         received: (*, N), the attention a token receives within its window, mean over heads and
             queries.
         size: (*, N), how many tokens each one stands for already; None for one each.
+        regions: (*, N, R), one-hot, the part of the window that a token lies in, where parts are no
+            neighbours on the map, as in a window that a cyclic shift put together; None for one
+            part. Mergers that match tokens merge within a part as long as it has others left.
     """
 
     keys: Tensor | None = None
     received: Tensor | None = None
     size: Tensor | None = None
+    regions: Tensor | None = None
 
 
 NO_CUES = Cues()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ltm_det.merging.base import NO_CUES, Cues, Merging
 from ltm_det.merging.matching import (
+    APART,
     Matching,
     alternate,
     best_match,
@@ -66,15 +67,18 @@ class DTEM(ToMe):
         size = token_sizes(x, valid, cues)
         metric = self.head(F.layer_norm(x, (self.dim,)))
         step = self.soft_step if self.training else self.step
-        return self.merging(match_rounds(step, size, self.tokens, metric), size, x.dtype), state
+        matching = match_rounds(step, size, self.tokens, cues.regions, metric)
+        return self.merging(matching, size, x.dtype), state
 
-    def soft_step(self, alive: Tensor, count: int, metric: Tensor) -> Matching:
+    def soft_step(
+        self, alive: Tensor, count: int, apart: Tensor | None, metric: Tensor
+    ) -> Matching:
         """One relaxed round, see :data:`.matching.Step`."""
         source, destination = alternate(alive)
-        cosine = cosines(metric)
+        cosine = cosines(metric, apart)
         scores = removal_scores(best_match(cosine, destination)[1], source, alive)
         removed = highest(scores, count)
-        scores = scores.clamp(-2, 2)  # finite, and still beyond all cosines
+        scores = scores.clamp(-2 - APART, 2)  # finite, and still beyond all cosines
         threshold = scores.sort(dim=-1, descending=True).values[..., count - 1 : count + 1]
         part = ((scores - threshold.mean(-1, keepdim=True)) / self.temperature).sigmoid()
         part = part.masked_fill(removed, 1).masked_fill(destination, 0)[..., None]

@@ -81,6 +81,7 @@ class LTMP(ToMe):
             partial(self.threshold_step, kept=kept),
             size,
             self.tokens,
+            cues.regions,
             keys.detach(),
             received.detach()[..., None],
         )
@@ -91,7 +92,13 @@ class LTMP(ToMe):
         return self.merging(matching, size, x.dtype), state
 
     def threshold_step(
-        self, alive: Tensor, count: int, keys: Tensor, received: Tensor, kept: list[Tensor]
+        self,
+        alive: Tensor,
+        count: int,
+        apart: Tensor | None,
+        keys: Tensor,
+        received: Tensor,
+        kept: list[Tensor],
     ) -> Matching:
         """One round, see :data:`.matching.Step`; adds to ``kept`` what the thresholds would keep.
 
@@ -99,7 +106,7 @@ class LTMP(ToMe):
         """
         keys, received = keys.detach(), received.detach().squeeze(-1)  # means know the thresholds
         source, destination = alternate(alive)
-        match, cosine = best_match(cosines(keys), destination)
+        match, cosine = best_match(cosines(keys, apart), destination)
         mean = (received * alive).sum(-1, keepdim=True) / alive.sum(-1, keepdim=True)
         merge = cosine - self.merge_threshold.to(keys.dtype)
         prune = self.prune_threshold.to(keys.dtype) - received / torch.where(mean > 0, mean, 1)

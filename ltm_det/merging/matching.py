@@ -39,9 +39,12 @@ class Matching(NamedTuple):
         return Matching(self.weights @ later.weights, self.restore @ later.restore)
 
 
-# (alive, count, *features) to the round that removes ``count`` of n tokens, at most half of them;
-# features are (*, n, D) each, in float32 or float64.
+# (alive, count, apart, *features) to the round that removes ``count`` of n tokens, at most half of
+# them; apart is (*, n, n), see :func:`cosines`, or None; features are (*, n, D) each, in float32 or
+# float64.
 Step = Callable[..., Matching]
+# Taken off the cosine of tokens of different regions: they come after all others.
+APART = 3.0
 
 
 def token_sizes(x: Tensor, valid: Tensor | None, cues: Cues) -> Tensor:
@@ -51,13 +54,16 @@ def token_sizes(x: Tensor, valid: Tensor | None, cues: Cues) -> Tensor:
     return size if valid is None else size.masked_fill(~valid, 0)
 
 
-def match_rounds(step: Step, size: Tensor, tokens: int, *features: Tensor) -> Matching:
+def match_rounds(
+    step: Step, size: Tensor, tokens: int, regions: Tensor | None, *features: Tensor
+) -> Matching:
     """Rounds from N to P tokens, each removing as many as it can.
 
     Args:
         step: Decides one round.
         size: (*, N), of :func:`token_sizes`.
         tokens: P.
+        regions: Of :class:`ltm_det.merging.Cues`.
         features: What ``step`` reads, (*, N, D) each. From round to round they are averaged,
             weighted by size. Those of dead tokens are zero.
     """
@@ -65,14 +71,18 @@ def match_rounds(step: Step, size: Tensor, tokens: int, *features: Tensor) -> Ma
     # the choice of tokens in full precision, also under AMP
     with full_precision(size):
         features = [f.to(size.dtype).masked_fill((size <= 0)[..., None], 0) for f in features]
+        regions = None if regions is None else regions.to(size.dtype)
         while (n := size.shape[-1]) > tokens:
             alive = size > 0
             alive = alive | ~alive.any(-1, keepdim=True)
-            now = step(alive, min(n - tokens, n // 2), *features)
+            apart = None if regions is None else 1 - regions @ regions.transpose(-1, -2)
+            now = step(alive, min(n - tokens, n // 2), apart, *features)
             mass = now.weights * size[..., None]
             size = mass.sum(-2)
             share = mass / torch.where(size > 0, size, 1)[..., None, :]
             features = [share.transpose(-1, -2) @ f for f in features]
+            if regions is not None:
+                regions = share.transpose(-1, -2) @ regions
             matching = now if matching is None else matching.then(now)
     if matching is None:
         eye = torch.eye(n, dtype=size.dtype, device=size.device).expand(*size.shape, n)
@@ -88,10 +98,15 @@ def alternate(alive: Tensor) -> tuple[Tensor, Tensor]:
     return ~(alive & even), alive & even
 
 
-def cosines(metric: Tensor) -> Tensor:
-    """(*, n, n) of metric (*, n, D); zero for a token whose metric is zero."""
+def cosines(metric: Tensor, apart: Tensor | None) -> Tensor:
+    """(*, n, n) of metric (*, n, D); zero for a token whose metric is zero.
+
+    ``apart``, (*, n, n) or None, is one for tokens of different regions, zero for those of the
+    same, between for those merged across; :data:`APART` times it is taken off.
+    """
     unit = F.normalize(metric, dim=-1)
-    return unit @ unit.transpose(-1, -2)
+    cosine = unit @ unit.transpose(-1, -2)
+    return cosine if apart is None else cosine - APART * apart
 
 
 def best_match(cosine: Tensor, destination: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,14 +145,16 @@ def assignment(match: Tensor, removed: Tensor, count: int, dtype: torch.dtype) -
     return columns.gather(-2, target.expand(columns.shape))
 
 
-def bipartite_match(alive: Tensor, count: int, metric: Tensor) -> tuple[Tensor, Tensor]:
+def bipartite_match(
+    alive: Tensor, count: int, apart: Tensor | None, metric: Tensor
+) -> tuple[Tensor, Tensor]:
     """ToMe's matching (arXiv 2210.09461, section 3): the best edges of the alternate split.
 
     Returns:
         (*, n, p) one-hot, where each token goes, and boolean (*, n), which are removed.
     """
     source, destination = alternate(alive)
-    match, best = best_match(cosines(metric), destination)
+    match, best = best_match(cosines(metric, apart), destination)
     removed = highest(removal_scores(best, source, alive), count)
     return assignment(match, removed, count, metric.dtype), removed
 

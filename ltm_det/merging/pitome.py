@@ -25,11 +25,11 @@ class PiToMe(ToMe):
     alternately a source and a destination; each source merges into the most similar destination.
     """
 
-    def step(self, alive: Tensor, count: int, metric: Tensor) -> Matching:
-        cosine = cosines(metric)
+    def step(self, alive: Tensor, count: int, apart: Tensor | None, metric: Tensor) -> Matching:
+        cosine = cosines(metric, apart)
         margin = MARGIN * (1 - self.depth)
-        # dead tokens have cosine 0 to each, which adds the same to every energy
-        energy = F.elu(cosine - margin).mean(-1).masked_fill(~alive, float("-inf"))
+        energy = F.elu(cosine - margin).masked_fill(~alive[..., None, :], 0).mean(-1)
+        energy = energy.masked_fill(~alive, float("-inf"))
         order = energy.sort(dim=-1, descending=True, stable=True).indices
         rank = order.argsort(-1)  # 0 for the highest
         # dead tokens are removed first, and only what is left of count costs real ones

@@ -56,8 +56,8 @@ class ToFu(ToMe):
         merge = partial(mlerp, mean=merging.merge, member=member)
         return merging._replace(merge=merge, average=merging.merge)
 
-    def step(self, alive: Tensor, count: int, metric: Tensor) -> Matching:
-        assigned, removed = bipartite_match(alive, count, metric)
+    def step(self, alive: Tensor, count: int, apart: Tensor | None, metric: Tensor) -> Matching:
+        assigned, removed = bipartite_match(alive, count, apart, metric)
         weights = assigned.masked_fill(removed[..., None], 0) if self.prunes else assigned
         return Matching(weights, assigned)
 

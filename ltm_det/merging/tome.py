@@ -43,12 +43,12 @@ class ToMe(Merger):
         size = token_sizes(x, valid, cues)
         metric = x if cues.keys is None else cues.keys
         # what is chosen has no gradient
-        matching = match_rounds(self.step, size, self.tokens, metric.detach())
+        matching = match_rounds(self.step, size, self.tokens, cues.regions, metric.detach())
         return self.merging(matching, size, x.dtype), state
 
-    def step(self, alive: Tensor, count: int, metric: Tensor) -> Matching:
+    def step(self, alive: Tensor, count: int, apart: Tensor | None, metric: Tensor) -> Matching:
         """One round, see :data:`.matching.Step`."""
-        assigned, _ = bipartite_match(alive, count, metric)
+        assigned, _ = bipartite_match(alive, count, apart, metric)
         return Matching(assigned, assigned)
 
     def merging(self, matching: Matching, size: Tensor, dtype: torch.dtype) -> Merging:

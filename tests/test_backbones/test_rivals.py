@@ -65,7 +65,7 @@ def test_padded_tokens_are_not_read(float64, family, layout, rival, monkeypatch)
 @pytest.mark.parametrize("name", ["swin-block", "vit"])
 def test_further_padding_reaches_no_further(float64, name, rival):
     """Not so in Swin's stage scope: the last windows of a shifted block hold tokens of the map's
-    far side, which are merged with the rest."""
+    far side, which vie with the rest for the places of merged tokens."""
     family = FAMILIES[name]
     model = family.build({**rival, **family.layouts["later"]}, **family.local)
     dense = family.dense(model, **family.local)
@@ -132,8 +132,8 @@ def block_oracle(x: Tensor, block: GridlessSwinBlock, choose, prune: bool) -> Te
                 tokens[n] = x[at[n]]
             qkv = msa.qkv(block.norm1(tokens)).unflatten(-1, (3, msa.num_heads, -1))
             keys, sizes = qkv[:, 1].mean(1), [float(n in real) for n in range(m * m)]
-            groups = matching_oracle(keys, sizes, block.merger.tokens, choose, prune)
             wrapped = [(i + shift >= height, j + shift >= width) for i, j in rolled]
+            groups = matching_oracle(keys, sizes, block.merger.tokens, choose, prune, wrapped)
 
             fed = [p for p in range(block.merger.tokens) if groups.size[p] > 0]
             y0 = {p: groups.merge[p] @ tokens for p in fed}

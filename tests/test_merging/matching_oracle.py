@@ -5,11 +5,12 @@ are told apart at every turn: in a round the dead go first, and cost no real tok
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ltm_det.merging import Cues, Merger
@@ -26,11 +27,13 @@ class Node:
         metric: D numbers.
         mass: By token, how much of it is in here.
         rows: The tokens that will take this one's update.
+        regions: Share of its mass that lies in each region of the window.
     """
 
     metric: list[float]
     mass: dict[int, float]
     rows: list[int] = field(default_factory=list)
+    regions: list[float] = field(default_factory=lambda: [1.0])
 
     @property
     def size(self) -> float:
@@ -53,13 +56,18 @@ def cosine(a: list[float], b: list[float]) -> float:
     return sum(i * j for i, j in zip(a, b)) / (math.hypot(*a) * math.hypot(*b))
 
 
+def alike(a: Node, b: Node) -> float:
+    same = sum(i * j for i, j in zip(a.regions, b.regions))
+    return cosine(a.metric, b.metric) - 3 * (1 - same)
+
+
 def tome_choice(real: list[Node], count: int) -> list[tuple[Node, Node]]:
     """The best edges from the second, fourth, ... to the first, third, ..."""
     destinations, edges = real[0::2], []
     for source in real[1::2]:
-        best = max(destinations, key=lambda node: cosine(source.metric, node.metric))
+        best = max(destinations, key=lambda node: alike(source, node))
         edges.append((source, best))
-    edges.sort(key=lambda edge: -cosine(edge[0].metric, edge[1].metric))
+    edges.sort(key=lambda edge: -alike(*edge))
     return edges[:count]
 
 
@@ -67,13 +75,13 @@ def pitome_choice(margin: float) -> Choice:
     """Of the most energetic, every other one to the most similar of the rest."""
 
     def energy(node: Node, real: list[Node]) -> float:
-        above = [cosine(node.metric, other.metric) - margin for other in real]
+        above = [alike(node, other) - margin for other in real]
         return sum(a if a > 0 else math.exp(a) - 1 for a in above) / len(real)
 
     def choose(real: list[Node], count: int) -> list[tuple[Node, Node]]:
         energetic = sorted(real, key=lambda node: -energy(node, real))[: 2 * count]
         return [
-            (source, max(energetic[1::2], key=lambda node: cosine(source.metric, node.metric)))
+            (source, max(energetic[1::2], key=lambda node: alike(source, node)))
             for source in energetic[0::2]
         ]
 
@@ -81,11 +89,24 @@ def pitome_choice(margin: float) -> Choice:
 
 
 def matching_oracle(
-    metric: Tensor, size: list[float], tokens: int, choose: Choice, prune: bool = False
+    metric: Tensor,
+    size: list[float],
+    tokens: int,
+    choose: Choice,
+    prune: bool = False,
+    regions: Sequence[Hashable] | None = None,
 ) -> Groups:
     """One window of N tokens with a metric (N, D), of which those of size 0 are dead."""
+    regions = [None] * len(size) if regions is None else regions
+    names = sorted(set(regions), key=str)
     nodes = [
-        Node(row, {i: size[i]} if size[i] else {}, [i]) for i, row in enumerate(metric.tolist())
+        Node(
+            row,
+            {i: size[i]} if size[i] else {},
+            [i],
+            [float(name == regions[i]) for name in names],
+        )
+        for i, row in enumerate(metric.tolist())
     ]
     n = len(nodes)
     while len(nodes) > tokens:
@@ -108,9 +129,9 @@ def matching_oracle(
 
 def merge_into(destination: Node, source: Node) -> None:
     a, b = destination.size, source.size
-    destination.metric = [
-        (a * i + b * j) / (a + b) for i, j in zip(destination.metric, source.metric)
-    ]
+    for name in ("metric", "regions"):
+        pairs = zip(getattr(destination, name), getattr(source, name))
+        setattr(destination, name, [(a * i + b * j) / (a + b) for i, j in pairs])
     destination.mass.update(source.mass)
 
 
@@ -125,20 +146,29 @@ def some_sizes(batch: int, n: int, padded: bool, sized: bool) -> tuple[Tensor | 
 
 
 def assert_is_the_oracle(
-    merger: Merger, choose: Choice, padded: bool, sized: bool, prune: bool = False
+    merger: Merger,
+    choose: Choice,
+    padded: bool,
+    sized: bool,
+    prune: bool = False,
+    parted: bool = False,
 ) -> None:
     """Means, restoring, sizes and bias of five windows; who is kept; what is conserved."""
     batch, n, p = 5, merger.window**2, merger.tokens
     x, keys = torch.randn(batch, n, merger.dim), torch.randn(batch, n, 3)
     valid, size = some_sizes(batch, n, padded, sized)
-    merging, state = merger(x, "passed on", valid, Cues(keys, size=size if sized else None))
+    region = torch.randint(3, (n,)) if parted else torch.zeros(n, dtype=torch.long)
+    cues = Cues(keys, size=size if sized else None)
+    if parted:
+        cues = cues._replace(regions=F.one_hot(region, 3))
+    merging, state = merger(x, "passed on", valid, cues)
     assert state == "passed on"
     means = (merging.average or merging.merge)(torch.eye(n))
     restore = merging.unmerge(torch.eye(p))
     for i in range(batch):
         sizes = size[i] if valid is None else size[i] * valid[i]
         real = sizes > 0
-        oracle = matching_oracle(keys[i], sizes.tolist(), p, choose, prune)
+        oracle = matching_oracle(keys[i], sizes.tolist(), p, choose, prune, region.tolist())
         torch.testing.assert_close(means[i], oracle.merge, atol=1e-12, rtol=0)
         torch.testing.assert_close(merging.size[i], oracle.size, atol=1e-12, rtol=0)
         torch.testing.assert_close(restore[i][real], oracle.restore[real], atol=0, rtol=0)

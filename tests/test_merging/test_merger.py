@@ -5,9 +5,10 @@ from types import MappingProxyType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from ltm_det.merging import MERGERS, NO_MERGING, Merger, build_merger, merger_options
+from ltm_det.merging import MERGERS, NO_MERGING, Cues, Merger, build_merger, merger_options
 
 KINDS = [
     dict(type="Pool"),
@@ -183,6 +184,23 @@ def test_features_keep_their_dtype_under_autocast(kind, training, low):
         merging, _ = merger(x, None, some_valid(4, 7))
         merged = merging.merge(x)
         assert merged.dtype == merging.unmerge(merged).dtype == torch.float32
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["ToMe", "ToFu", "PiToMe", "DTEM", "LTMP"])
+def test_tokens_of_different_regions_are_not_matched(name, training):
+    half = torch.arange(6) // 3
+    regions = F.one_hot((2 * half[:, None] + half).flatten(), 4)
+    x = torch.randn(8, 36, DIM) + 3
+    merger = MERGERS[name](DIM, 6, 12).train(training)
+
+    def purity(cues):
+        """Least share of its largest region among those that take a merged token's update."""
+        takers = merger(x, cues=cues)[0].unmerge(torch.eye(12))  # (8, N, P)
+        shares = takers.transpose(-1, -2) @ regions.to(x.dtype)  # (8, P, 4)
+        return (shares.amax(-1) / shares.sum(-1)).min()
+
+    assert purity(Cues(regions=regions)) > 0.999 > purity(Cues())
 
 
 def test_no_merging_is_a_merging():

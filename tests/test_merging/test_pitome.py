@@ -19,9 +19,10 @@ DIM = 5
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("sized", [False, True])
 @pytest.mark.parametrize("depth, margin", [(0.0, 0.9), (0.5, 0.45)])
-def test_pitome_is_the_oracle(window, tokens, padded, sized, depth, margin):
+@pytest.mark.parametrize("parted", [False, True])
+def test_pitome_is_the_oracle(window, tokens, padded, sized, depth, margin, parted):
     merger = PiToMe(DIM, window, tokens, depth=depth)
-    assert_is_the_oracle(merger, pitome_choice(margin), padded, sized)
+    assert_is_the_oracle(merger, pitome_choice(margin), padded, sized, parted=parted)
 
 
 def test_tokens_that_stand_alone_are_protected():

@@ -13,8 +13,10 @@ DIM = 5
 @pytest.mark.parametrize("window, tokens", SIZES)
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("sized", [False, True])
-def test_tome_is_the_oracle(window, tokens, padded, sized):
-    assert_is_the_oracle(ToMe(DIM, window, tokens), tome_choice, padded, sized)
+@pytest.mark.parametrize("parted", [False, True])
+def test_tome_is_the_oracle(window, tokens, padded, sized, parted):
+    merger = ToMe(DIM, window, tokens)
+    assert_is_the_oracle(merger, tome_choice, padded, sized, parted=parted)
 
 
 def test_an_example_by_hand():
