@@ -55,7 +55,7 @@ def test_study_writes_every_run_and_goes_on_where_it_stopped(tmp_path: Path) -> 
     make_demo_data(tmp_path / "data", train=16, val=12, size=112, seed=0)
     assert "0 runs" in study(tmp_path, "--variants", "pool", "--bottleneck")
     (row,) = rows_in(tmp_path / "study.csv")
-    assert row["variant"] == "pool" and "merger.type=Pool" in row["command"] and row["commit"]
+    assert row["variant"] == "pool" and "demo_pool_swin" in row["command"] and row["commit"]
     assert -1 <= float(row["segm_mAP"]) <= 1
     bottleneck = rows_in(tmp_path / "study_bottleneck.csv")
     assert {row["split"] for row in bottleneck} == {"val", "train"}

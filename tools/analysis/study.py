@@ -43,6 +43,8 @@ DENSE = "configs/demo_swin_maskrcnn.py"
 MERGED = "configs/demo_ltm_swin_maskrcnn.py"
 VIT = "configs/demo_vit_maskrcnn.py"
 LTM_VIT = "configs/demo_ltm_vit_maskrcnn.py"
+POOL = "configs/demo_pool_swin_maskrcnn.py"
+POOL_VIT = "configs/demo_pool_vit_maskrcnn.py"
 BOTTLENECK = "configs/demo_ltm_swin_ib_maskrcnn.py"
 # LTM as the paper has it, which most variants are of: the mask's learned step alone.
 PAPER = "".join(
@@ -52,7 +54,7 @@ PAPER = "".join(
 # Name of a variant: its config and what is changed in it, in --cfg-options grammar.
 VARIANTS = {
     "dense": (DENSE, ""),
-    "pool": (MERGED, "model.backbone.merger.type=Pool"),
+    "pool": (POOL, ""),
     "ltm": (MERGED, ""),
     "ltm_stage_soft": (MERGED, PAPER + "model.backbone.merger.mask=soft"),
     "ltm_stage_hard": (MERGED, PAPER + "model.backbone.merger.mask=hard"),
@@ -69,12 +71,18 @@ VARIANTS = {
         PAPER + "custom_hooks.0.weight=0 model.backbone.merger.update=gradient",
     ),
     "vit_dense": (VIT, ""),
-    "vit_pool": (LTM_VIT, "model.backbone.merger.type=Pool"),
+    "vit_pool": (POOL_VIT, ""),
     "vit_ltm": (LTM_VIT, ""),
     "vit_ltm_soft": (LTM_VIT, PAPER + "model.backbone.merger.mask=soft"),
 }
-# For a variant that merges nowhere: a config that says where its bottleneck is to be measured.
-TWINS = {DENSE: MERGED, VIT: LTM_VIT}
+# For a variant without mask modules: the config that says where its bottleneck is to be measured,
+# and what is to be built there in the place of LTM.
+TWINS = {
+    DENSE: (MERGED, "dense"),
+    VIT: (LTM_VIT, "dense"),
+    POOL: (MERGED, "pool"),
+    POOL_VIT: (LTM_VIT, "pool"),
+}
 COLUMNS = ("variant", "seed", *METRICS, "minutes", "jobs", "commit", "command")
 BETAS = ("10", "inf")
 IMAGES = {"val": 250, "train": 1000}  # of the demo data's 250 and 2000
@@ -100,11 +108,7 @@ def measure_bottleneck(
 ) -> list[dict[str, object]]:
     """The information bottleneck of one trained run, a row for each split, beta and merge point."""
     config, changes = VARIANTS[variant]
-    kind = "merged"
-    if config in TWINS:
-        config, kind = TWINS[config], "dense"
-    elif "merger.type=Pool" in changes:
-        changes, kind = "", "pool"
+    config, kind = TWINS.get(config, (config, "merged"))
     work_dir = work_dir / f"{variant}_seed{seed}"
     checkpoint = (ROOT / work_dir / "last_checkpoint").read_text()
     checkpoint = str(work_dir / Path(checkpoint).name)
