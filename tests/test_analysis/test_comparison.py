@@ -160,7 +160,7 @@ def test_the_demos_spec_is_one_and_its_models_are_counted() -> None:
 
 
 def test_gmacs_are_those_of_the_config_that_merges_alike() -> None:
-    merger = dict(type="LTM", compression_ratio=RATIOS)
+    merger = dict(type="LTM", compression_ratio=RATIOS, affinity=0)
     counts = compare(load_config(str(ROOT / "configs/demo_ltm_swin_maskrcnn.py")), SWIN.shape)
     expected = {side: count.macs["backbone"] / 1e9 for side, count in counts.items()}
     assert backbone_gmacs(SWIN, merger) == pytest.approx(expected["merged"], rel=1e-9)
