@@ -1,8 +1,8 @@
 """Peak memory of a backbone, measured while it runs.
 
-What is measured is what one pass over one image adds on top of the loaded model: a forward pass
-for inference, or forward and backward pass of a training step, gradients included, with the mean
-square of the maps as its loss. Weights and the image itself are not in it.
+What is measured is what one pass over one image, or one batch, adds on top of the loaded model: a
+forward pass for inference, or forward and backward pass of a training step, gradients included,
+with the mean square of the maps as its loss. Weights and the images themselves are not in it.
 
 Every measurement has a fresh process, which first runs a tiny image, so that libraries have set up
 what they keep. On a GPU the number is that of torch's own allocator. On the CPU it is the rise of
@@ -10,7 +10,7 @@ the process's resident memory, which Linux tells; there, glibc is told to hand e
 64 KiB or more back as soon as it is freed, and one thread computes; the kernel's own count may be
 off by a few hundred KiB, so that numbers below some MiB mean little. Run as a module,
 
-    python -m ltm_det.analysis.memory CONFIG HEIGHT WIDTH {eval,train} DEVICE
+    python -m ltm_det.analysis.memory CONFIG HEIGHT WIDTH {eval,train} DEVICE BATCH DTYPE
 
 it is that process, and prints bytes.
 """
@@ -28,6 +28,7 @@ from mmengine.config import Config
 from torch import nn
 
 from ltm_det.analysis.flops import build_backbone
+from ltm_det.analysis.precision import cast, image_dtype, one_pass
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = (32, 32)  # pixels
@@ -43,7 +44,14 @@ class MemoryUnknownError(Exception):
     """Peak memory could not be measured; the message says why."""
 
 
-def peak_memory(cfg: Config, shape: tuple[int, int], train: bool, device: str = "cpu") -> int:
+def peak_memory(
+    cfg: Config,
+    shape: tuple[int, int],
+    train: bool,
+    device: str = "cpu",
+    batch: int = 1,
+    dtype: str = "float32",
+) -> int:
     """Bytes that one pass of a config's backbone adds at its peak, measured in a fresh process.
 
     Args:
@@ -51,6 +59,8 @@ def peak_memory(cfg: Config, shape: tuple[int, int], train: bool, device: str = 
         shape: Height and width of the image, in pixels.
         train: A training step's forward and backward pass, or else a forward pass alone.
         device: 'cpu' or a CUDA device.
+        batch: Number of images.
+        dtype: One of `ltm_det.analysis.precision.DTYPES`.
 
     Raises:
         MemoryUnknownError: The system does not tell, or the process failed, out of memory say.
@@ -60,7 +70,7 @@ def peak_memory(cfg: Config, shape: tuple[int, int], train: bool, device: str = 
         path = os.path.join(folder, "backbone.py")
         Config(dict(needed, model=dict(backbone=cfg.model.backbone))).dump(path)
         command = [sys.executable, "-m", "ltm_det.analysis.memory", path, *map(str, shape)]
-        command += ["train" if train else "eval", device]
+        command += ["train" if train else "eval", device, str(batch), dtype]
         paths = [str(ROOT), os.environ.get("PYTHONPATH")]
         env = {**os.environ, **CHILD, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -70,27 +80,29 @@ def peak_memory(cfg: Config, shape: tuple[int, int], train: bool, device: str = 
     return int(done.stdout.split()[-1])
 
 
-def measure(backbone: nn.Module, shape: tuple[int, int], train: bool, device: str) -> int:
+def measure(
+    backbone: nn.Module,
+    shape: tuple[int, int],
+    train: bool,
+    device: str,
+    batch: int = 1,
+    dtype: str = "float32",
+) -> int:
     """What :func:`peak_memory` returns, measured in this process."""
-    backbone.to(device)
+    backbone = cast(backbone.to(device), dtype)
     backbone.train(train)
-    run(backbone, torch.rand(1, 3, *WARM_UP, device=device), train)
+    options = dict(device=device, dtype=image_dtype(dtype))
+    args = train, dtype, device
+    one_pass(backbone, torch.rand(1, 3, *WARM_UP, **options), *args)
     backbone.zero_grad(set_to_none=True)
     gc.collect()
-    image = torch.rand(1, 3, *shape, device=device)
+    images = torch.rand(batch, 3, *shape, **options)
     if torch.device(device).type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        run(backbone, image, train)
+        one_pass(backbone, images, *args)
         return torch.cuda.max_memory_allocated(device) - before
-    return rise_of_resident_memory(run, backbone, image, train)
-
-
-def run(backbone: nn.Module, image: torch.Tensor, train: bool) -> None:
-    with torch.set_grad_enabled(train):
-        maps = backbone(image)
-        if train:
-            sum(x.square().mean() for x in maps).backward()
+    return rise_of_resident_memory(one_pass, backbone, images, *args)
 
 
 def rise_of_resident_memory(function: Callable, *args: object) -> int:
@@ -113,11 +125,14 @@ def peak_resident_memory() -> int:
     raise MemoryUnknownError(f"no VmHWM in {PROC / 'status'}; this is {sys.platform}")
 
 
-def main(config: str, height: str, width: str, mode: str, device: str) -> None:
+def main(
+    config: str, height: str, width: str, mode: str, device: str, batch: str, dtype: str
+) -> None:
     torch.manual_seed(0)
     backbone = build_backbone(Config.fromfile(config))
     try:
-        print(measure(backbone, (int(height), int(width)), mode == "train", device))
+        shape = int(height), int(width)
+        print(measure(backbone, shape, mode == "train", device, int(batch), dtype))
     except MemoryUnknownError as error:
         sys.exit(str(error))
 

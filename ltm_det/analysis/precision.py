@@ -1,10 +1,11 @@
-"""Number formats that models are measured in."""
+"""Number formats that models are measured in, and a pass of a model in one of them."""
 
 import copy
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 DTYPES = ("float32", "bfloat16", "amp")
 
@@ -23,3 +24,18 @@ def autocast(dtype: str, device: str) -> AbstractContextManager:
     kind = torch.device(device).type
     low = torch.float16 if kind == "cuda" else torch.bfloat16
     return torch.autocast(kind, low, enabled=dtype == "amp")
+
+
+def one_pass(
+    run: Callable[[Tensor], Sequence[Tensor]],
+    images: Tensor,
+    train: bool,
+    dtype: str,
+    device: str,
+) -> None:
+    """A forward pass, or in training also the backward pass of the maps' mean squares."""
+    with torch.set_grad_enabled(train), autocast(dtype, device):
+        maps = run(images)
+        loss = sum(x.float().square().mean() for x in maps) if train else None
+    if train:
+        loss.backward()

@@ -1,15 +1,16 @@
 """Times of several models, measured in turns, so that noise of the machine hits all alike."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from statistics import median, quantiles
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 WARM_UP = 5  # rounds
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Ratio(NamedTuple):
@@ -20,17 +21,39 @@ class Ratio(NamedTuple):
     upper: float
 
 
+def wall_seconds(function: Callable[[], object]) -> float:
+    """Seconds of a call, which has to wait for what it starts elsewhere, as on a GPU."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def cuda_seconds(function: Callable[[], object]) -> float:
+    """Seconds of the present CUDA stream between start and end of what a call puts on it."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()  # so that nothing from before is in it
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
 def interleaved(
-    models: Mapping[str, Callable[[], object]], rounds: int, warmup: int
-) -> dict[str, list[float]]:
+    models: Mapping[Name, Callable[[], object]],
+    rounds: int,
+    warmup: int,
+    clock: Callable[[Callable[[], object]], float] = wall_seconds,
+) -> dict[Name, list[float]]:
     """Seconds that each model takes, in each round; a round runs every model once, in turn.
 
     Each second round goes backwards, so that no model always follows the same other one.
 
     Args:
-        models: Functions by name. One that starts work elsewhere, as on a GPU, has to wait for it.
+        models: Functions by name.
         rounds: That are measured, at least 1.
         warmup: That come before, and are not.
+        clock: Calls a function and tells its seconds: `wall_seconds` or `cuda_seconds`.
 
     Raises:
         ValueError: Fewer rounds than that.
@@ -41,14 +64,13 @@ def interleaved(
     for number in range(-warmup, rounds):
         order = list(models)
         for name in order if number % 2 else reversed(order):
-            start = time.perf_counter()
-            models[name]()
+            seconds = clock(models[name])
             if number >= 0:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(seconds)
     return times
 
 
-def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, Ratio]:
+def ratios(times: Mapping[Name, Sequence[float]], base: Name) -> dict[Name, Ratio]:
     """The times of each model against those of the model ``base``, from :func:`interleaved`."""
     found = {}
     for name, own in times.items():

@@ -1,0 +1,245 @@
+"""Times of a config's backbone and of its peers, all of the same weights, measured in turns.
+
+The models: 'dense' and 'merged' are the config's backbone without and with its merger, the name of
+a merger (ToMe, Pool, ...) is that one in the same places; 'mmdet', 'timm' and 'torchvision' are
+their Swin Transformers, and 'timm' of a ViT is its ViT in ViTDet's layout. Weights are random,
+nothing is downloaded. For each size, batch and mode all models in all forms (--how) and formats
+(--dtype) take turns, so that ratios hold whatever else the machine does; they are those of medians,
+with the quartiles of the rounds' own ratios. The base of ratios is in the first form and format
+named; 'same way' are ratios to the same model in the row's own. Peak memory is that of
+ltm_det.analysis.memory: what a pass adds to the loaded model, eager, in a process of its own.
+"""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
+
+# isort: split
+import torch  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+
+from ltm_det.analysis.benchmark import (  # noqa: E402
+    MODES,
+    RUNNERS,
+    TRAINABLE,
+    Entry,
+    as_table,
+    exponents,
+    machine,
+    name_of,
+    rows_of,
+    time_entries,
+)
+from ltm_det.analysis.benchmark_models import (  # noqa: E402
+    DENSE,
+    MERGED,
+    PEERS,
+    build_models,
+    check_peers,
+    known_models,
+    model_config,
+    our_type,
+)
+from ltm_det.analysis.benchmark_pictures import draw  # noqa: E402
+from ltm_det.analysis.flops import count_backbone  # noqa: E402
+from ltm_det.analysis.memory import MemoryUnknownError, peak_memory  # noqa: E402
+from ltm_det.analysis.precision import DTYPES  # noqa: E402
+from ltm_det.analysis.runs import commit  # noqa: E402
+from ltm_det.engine import preflight  # noqa: E402
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="config file of a detector")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="NAME",
+        help="dense, merged, a merger's name, mmdet, timm, torchvision (default: all but mergers')",
+    )
+    parser.add_argument("--base", help="model of ratio 1 (default: mmdet of a Swin, timm of a ViT)")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=2,
+        action="append",
+        metavar=("H", "W"),
+        help="height and width of the images; may be given again (default: 800 1280)",
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images (default: 1)")
+    parser.add_argument(
+        "--mode",
+        nargs="+",
+        choices=[*MODES, "memory"],
+        default=["inference"],
+        help="what to measure; memory is that of the modes beside it, or else of inference "
+        "(default: inference)",
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        default=["float32"],
+        help="formats; amp is autocast, to float16 on a GPU, bfloat16 on the CPU "
+        "(default: float32)",
+    )
+    parser.add_argument(
+        "--how",
+        nargs="+",
+        choices=list(RUNNERS),
+        default=["eager"],
+        help="forms; compiled is torch.compile for one size, frozen the same with constant "
+        "weights, exported what torch.export finds (default: eager)",
+    )
+    parser.add_argument("--device", help="cpu or a CUDA device (default: a CUDA device, if any)")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
+    parser.add_argument("--rounds", type=int, default=15, help="that are measured (default: 15)")
+    parser.add_argument("--warm-up", type=int, default=2, help="rounds before (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times (png, svg, pdf)")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    args = parser.parse_args()
+    args.shape = [tuple(shape) for shape in args.shape or [(800, 1280)]]
+    if args.rounds < 1 or args.warm_up < 0:
+        parser.error("--rounds must be at least 1, --warm-up at least 0")
+    if min(*args.batch, *map(min, args.shape), args.threads or 1) < 1:
+        parser.error("--batch, --shape and --threads must be at least 1")
+    for name in ("models", "shape", "batch", "mode", "dtype", "how"):
+        values = getattr(args, name) or []
+        if len(set(values)) < len(values):
+            parser.error(f"--{name} names something twice: {values}")
+    if "training" in args.mode and (unfit := set(args.how) - set(TRAINABLE)):
+        parser.error(f"--how {sorted(unfit)} cannot be trained: only {TRAINABLE} can")
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        kind = torch.device(args.device).type
+    except RuntimeError:
+        parser.error(f"--device {args.device}: give cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: no CUDA device is visible; give --device cpu")
+    if args.plot is not None and args.mode == ["memory"]:
+        parser.error("--plot draws times: give --mode inference or training too")
+    return args
+
+
+def configs_of(cfg: Config, args: argparse.Namespace) -> dict[str, Config]:
+    """Configs of the models that were asked for, and of the dense one, whose weights all have.
+
+    Raises:
+        ValueError: On an unknown model, or a base that is not among them.
+    """
+    known = known_models(cfg)
+    if args.models is None:
+        args.models = [name for name in known if name in (*PEERS[our_type(cfg)], DENSE, MERGED)]
+    args.base = args.base or next((n for n in PEERS[our_type(cfg)] if n in args.models), DENSE)
+    configs = {name: model_config(cfg, name) for name in args.models}
+    if args.base not in configs:
+        raise ValueError(f"the base {args.base!r} is not measured: name it in --models")
+    return {DENSE: model_config(cfg, DENSE), **configs}
+
+
+def measure(configs: dict[str, Config], args: argparse.Namespace) -> dict[str, Any]:
+    """Rows of all that was asked for, printed as they come."""
+    models = build_models(configs, args.device)
+    checks = check_peers(models, args.shape[0])
+    print(*checks, sep="\n")
+    models = {name: models[name] for name in args.models}
+    entries = [Entry(*way) for way in product(args.models, args.how, args.dtype)]
+    base = Entry(args.base, args.how[0], args.dtype[0])
+    modes = [mode for mode in MODES if mode in args.mode]
+    rows = []
+    for shape in args.shape:
+        macs = {n: count_backbone(model, shape).macs["backbone"] for n, model in models.items()}
+        for batch, mode in product(args.batch, modes or ["inference"]):
+            place = dict(shape=shape, batch=batch, mode=mode)
+            found = []
+            if modes:
+                counts = dict(rounds=args.rounds, warm_up=args.warm_up, device=args.device)
+                times, failures = time_entries(models, entries, **place, **counts)
+                found = rows_of(entries, times, failures, macs, base)
+            if "memory" in args.mode:
+                found = with_memory(found, configs, macs, args, **place)
+            rows += [row | place for row in found]
+            print("\n{} x {}, batch {}, {}".format(*shape, batch, mode))
+            print(as_table(found), flush=True)
+    return dict(checks=checks, rows=rows, exponents=exponents(rows))
+
+
+def with_memory(
+    rows: list[dict[str, Any]],
+    configs: dict[str, Config],
+    macs: dict[str, int],
+    args: argparse.Namespace,
+    shape: tuple[int, int],
+    batch: int,
+    mode: str,
+) -> list[dict[str, Any]]:
+    """The rows with the peak memory of each eager model; made where nothing was timed.
+
+    Raises:
+        MemoryUnknownError: It could not be measured.
+    """
+    given = dict(train=mode == "training", device=args.device, batch=batch)
+    peaks = {
+        (name, dtype): peak_memory(configs[name], shape, dtype=dtype, **given)
+        for name, dtype in product(args.models, args.dtype)
+    }
+    if not rows:
+        rows = [
+            dict(Entry(name, "eager", dtype)._asdict(), gmacs=macs[name] / 1e9)
+            | dict(gmacs_ratio=macs[name] / macs[args.base])
+            for name, dtype in peaks
+        ]
+    base = peaks[args.base, args.dtype[0]]
+    for row in rows:
+        if row["how"] == "eager" and "failure" not in row:
+            peak = peaks[row["model"], row["dtype"]]
+            row |= dict(peak_bytes=peak, peak_ratio=peak / base if base else math.inf)
+    return rows
+
+
+def main() -> int:
+    args = parse()
+    before = torch.get_num_threads()
+    torch.set_num_threads(args.threads or before)
+    try:
+        cfg = preflight.load_config(args.config, args.cfg_options)
+        configs = configs_of(cfg, args)
+        result = measure(configs, args)
+        place = machine(args.device)
+    except (preflight.PreflightError, MemoryUnknownError, ValueError) as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 2
+    finally:
+        torch.set_num_threads(before)
+    title = "{device}, {cpu}, {threads} of {cores} cores, torch {torch}".format(**place)
+    print(f"\nBase {args.base}; medians of {args.rounds} rounds in turns; {title}")
+    for fit in result["exponents"]:
+        name = name_of(fit, result["rows"])
+        print(
+            "Cost against pixels, {}, batch {batch}, {mode}: exponent {exponent:.3f}".format(
+                name, **fit
+            )
+        )
+    if args.json is not None:
+        given = {key: getattr(args, key) for key in ("config", "base", "rounds", "warm_up")}
+        given |= dict(command=shlex.join(["python", *sys.argv]), commit=commit(), machine=place)
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(given | result, indent=2) + "\n")
+    if args.plot is not None:
+        title = f"{args.config}, base {args.base}; {title}"
+        draw(result["rows"], result["exponents"], title, args.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
