@@ -1,0 +1,166 @@
+"""tools/analysis/benchmark.py on tiny backbones, in this process."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltm_det.analysis.memory import MemoryUnknownError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+default_scope = "mmdet"
+model = dict(backbone=dict(
+    type="LTMSwin", embed_dims=8, depths=(1, 2), num_heads=(1, 2), window_size=4,
+    out_indices=(0, 1), merger=dict(type="LTM", compression_ratio=0.5)))
+"""
+MIB = 2**20
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    return tmp_path / "tiny.py"
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """The tool's main function, to be called with the command line's words."""
+    main = runpy.run_path(str(ROOT / "tools/analysis/benchmark.py"), run_name="tool")["main"]
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, words)])
+        return main()
+
+    run.globals = main.__globals__
+    return run
+
+
+def test_table_json_and_plot_have_what_was_measured(
+    tool: Callable, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out, plot = tmp_path / "new/bench.json", tmp_path / "new/bench.png"
+    words = [config, "--shape", 32, 32, "--shape", 64, 48, "--batch", 1, 2, "--rounds", 3]
+    words += ["--mode", "training", "inference", "--dtype", "float32", "amp", "--device", "cpu"]
+    threads = torch.get_num_threads()
+    assert tool(*words, "--threads", 2, "--json", out, "--plot", plot) == 0
+    assert torch.get_num_threads() == threads
+    result, printed = json.loads(out.read_text()), capsys.readouterr().out
+    rows, models = result["rows"], ["mmdet", "timm", "torchvision", "dense", "merged"]
+    places = [
+        (shape, batch, mode)
+        for shape in ([32, 32], [64, 48])
+        for batch in (1, 2)
+        for mode in ("inference", "training")
+    ]
+    assert [(row["shape"], row["batch"], row["mode"]) for row in rows[::10]] == places
+    for start in range(0, 80, 10):
+        group = rows[start : start + 10]
+        assert [(row["model"], row["dtype"]) for row in group] == [
+            (name, dtype) for name in models for dtype in ("float32", "amp")
+        ]
+        assert group[0]["ratio"] == 1 and group[0]["quartiles"] == [1, 1]
+    assert all(len(row["seconds"]) == 3 and row["how"] == "eager" for row in rows)
+    assert rows[8]["gmacs"] < rows[6]["gmacs"] == rows[0]["gmacs"]
+    assert len(result["exponents"]) == 10 * 4
+    assert result["base"] == "mmdet" and result["rounds"] == 3 and result["config"] == str(config)
+    assert result["command"].startswith("python benchmark.py") and result["commit"]
+    assert result["machine"]["threads"] == 2 and result["machine"]["device"] == "cpu"
+    assert "32 x 32, batch 2, training" in printed and "2 of" in printed
+    assert printed.count("Cost against pixels") == 40
+    assert plot.stat().st_size > 0
+
+
+def test_memory_is_that_of_the_modes_beside_it(
+    tool: Callable, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    calls = []
+
+    def peak_memory(cfg, shape, train, device, batch, dtype) -> int:
+        calls.append((cfg.model.backbone.type, train, batch, dtype))
+        return len(calls) * MIB
+
+    monkeypatch.setitem(tool.globals, "peak_memory", peak_memory)
+    words = [config, "--models", "mmdet", "merged", "--shape", 32, 32, "--device", "cpu"]
+    out = tmp_path / "memory.json"
+    assert tool(*words, "--mode", "memory", "--batch", 4, "--json", out) == 0
+    kinds = ["SwinTransformer", "LTMSwin"]
+    assert calls == [(kind, False, 4, "float32") for kind in kinds]
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["peak_bytes"], row["peak_ratio"]) for row in rows] == [(MIB, 1), (2 * MIB, 2)]
+    assert not any("seconds" in row for row in rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-2:] for line in lines if line.startswith("merged")] == [["2.0", "2.000"]]
+
+    calls.clear()
+    words += ["--mode", "training", "memory", "--rounds", 1, "--base", "merged"]
+    assert tool(*words, "--json", out) == 0
+    assert calls == [(kind, True, 1, "float32") for kind in kinds]
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["peak_ratio"] for row in rows] == [0.5, 1] and rows[1]["ratio"] == 1
+
+
+def test_memory_of_a_peer_is_really_measured(tool: Callable, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "memory.json"
+    words = [config, "--models", "timm", "--base", "timm", "--shape", 256, 256]
+    assert tool(*words, "--mode", "memory", "--device", "cpu", "--json", out) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["peak_bytes"] > 256 * 256 / 16 * 8 * 4  # its first map alone
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--rounds", 0], "--rounds must be at least 1"),
+        (["--shape", 0, 32], "--batch, --shape and --threads must be at least 1"),
+        (["--batch", 1, 1], "--batch names something twice: [1, 1]"),
+        (["--mode", "training", "--how", "frozen"], "--how ['frozen'] cannot be trained"),
+        (["--device", "tpu9"], "--device tpu9: give cpu"),
+        (["--mode", "memory", "--plot", "x.png"], "--plot draws times"),
+        (["--dtype", "float64"], "invalid choice: 'float64'"),
+    ],
+)
+def test_bad_words_are_refused(
+    tool: Callable, config: Path, words: list, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        tool(config, *words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--models", "dense", "Swine"], "benchmark.py: unknown model 'Swine': choose from"),
+        (["--models", "dense", "--base", "timm"], "the base 'timm' is not measured"),
+        (
+            ["--models", "mmdet", "dense", "--dtype", "bfloat16", "--rounds", 1, "--shape", 32, 32],
+            "mmdet eager bfloat16, the base of all ratios, does not run",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_named(
+    tool: Callable, config: Path, words: list, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert tool(config, *words, "--device", "cpu") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_config_and_a_failed_measurement_are_named(
+    tool: Callable, config: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    assert tool("no.py") == 2
+    assert "benchmark.py: no config file at no.py" in capsys.readouterr().err
+
+    def fails(*args: object, **options: object) -> int:
+        raise MemoryUnknownError("no measurement: of course")
+
+    monkeypatch.setitem(tool.globals, "peak_memory", fails)
+    words = [config, "--models", "dense", "--shape", 32, 32, "--mode", "memory"]
+    assert tool(*words, "--device", "cpu") == 2
+    assert "benchmark.py: no measurement: of course" in capsys.readouterr().err
