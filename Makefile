@@ -8,8 +8,11 @@ DEMO_CONFIG := configs/demo_ltm_swin_maskrcnn.py
 DEMO_DATA := data/demo
 DEMO_DIR := work_dirs/demo
 
+BENCH_CONFIG := configs/ltm_swin_s_maskrcnn.py
+BENCH_DIR := work_dirs/bench
+
 .DELETE_ON_ERROR:
-.PHONY: install demo test lint
+.PHONY: install demo bench test lint
 
 install: $(STAMP)
 
@@ -30,6 +33,13 @@ demo: install
 	$(PY) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 		--work-dir $(DEMO_DIR)
 	@echo "Box AP (bbox) and mask AP (segm) stand above; the picture is $(DEMO_DIR)/predictions.png"
+
+# From a quarter of a megapixel to two, so that the growth of cost shows.
+bench: install
+	$(PY) tools/analysis/benchmark.py $(BENCH_CONFIG) --rounds 5 --warm-up 1 \
+		--shape 800 1280 --shape 512 512 --shape 1440 1440 \
+		--json $(BENCH_DIR)/bench.json --plot $(BENCH_DIR)/bench.png
+	@echo "The figures are in $(BENCH_DIR)/bench.json, the picture is $(BENCH_DIR)/bench.png"
 
 test: install
 	$(PY) -m pytest

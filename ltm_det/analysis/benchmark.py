@@ -214,9 +214,10 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
             cells += ["-"] * 2
         table.append(cells)
     notes = [
-        f"{row['model']} {row['how']} {row['dtype']} does not run: {row['failure']}"
+        f"{row['model']} {row['how']} {row['dtype']} does not run: {row[key]}"
         for row in rows
-        if "failure" in row
+        for key in ("failure", "peak_failure")
+        if key in row
     ]
     return "\n".join([aligned(table), *notes])
 

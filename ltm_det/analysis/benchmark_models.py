@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from ltm_det.analysis import peers
@@ -62,13 +62,15 @@ def model_config(cfg: Config, name: str) -> Config:
     if name in PEERS[kind]:
         backbone.pop("merger", None)
         imports = dict(cfg.get("custom_imports") or {})
-        imports["imports"] = [*(imports.get("imports") or []), peers.__name__]
+        names = imports.get("imports") or []
+        names = [names] if isinstance(names, str) else names
+        imports["imports"] = [*names, peers.__name__]
         cfg.custom_imports = imports
     elif name == DENSE:
         backbone.merger = None
     elif name not in (MERGED, backbone.merger.type):
         own = {key: value for key, value in backbone.merger.items() if key in OF_ANY_MERGER}
-        backbone.merger = Config(dict(own, type=name))._cfg_dict
+        backbone.merger = ConfigDict(own, type=name)
     return cfg
 
 

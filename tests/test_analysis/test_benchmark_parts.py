@@ -21,7 +21,7 @@ SWIN = dict(type="LTMSwin", embed_dims=8, depths=(2, 3), num_heads=(1, 2), windo
 SWIN |= dict(out_indices=(0, 1), merger=dict(MERGER, dense_blocks=1))
 VIT = dict(type="LTMViT", embed_dims=16, depth=4, num_heads=2, patch_size=8, window_size=3)
 VIT |= dict(pretrain_img_size=32, img_size=64, use_rel_pos=True, final_norm=True)
-VIT |= dict(init_values=0.5, merger=dict(MERGER, merge_at=1))
+VIT |= dict(init_values=0.5, global_blocks=(1, 3), merger=dict(MERGER, merge_at=1))
 
 
 def config(backbone: dict, **options) -> Config:

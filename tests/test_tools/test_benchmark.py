@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 default_scope = "mmdet"
 model = dict(backbone=dict(
-    type="LTMSwin", embed_dims=8, depths=(1, 2), num_heads=(1, 2), window_size=4,
-    out_indices=(0, 1), merger=dict(type="LTM", compression_ratio=0.5)))
+    type="LTMSwin", embed_dims=8, depths=(1, 3), num_heads=(1, 2), window_size=4,
+    out_indices=(0, 1), merger=dict(type="Pool", compression_ratio=0.5)))
 """
 MIB = 2**20
 
@@ -89,7 +89,7 @@ def test_memory_is_that_of_the_modes_beside_it(
     out = tmp_path / "memory.json"
     assert tool(*words, "--mode", "memory", "--batch", 4, "--json", out) == 0
     kinds = ["SwinTransformer", "LTMSwin"]
-    assert calls == [(kind, False, 4, "float32") for kind in kinds]
+    assert calls == [(kind, False, 4, "float32") for kind in kinds]  # each once
     rows = json.loads(out.read_text())["rows"]
     assert [(row["peak_bytes"], row["peak_ratio"]) for row in rows] == [(MIB, 1), (2 * MIB, 2)]
     assert not any("seconds" in row for row in rows)
@@ -99,17 +99,34 @@ def test_memory_is_that_of_the_modes_beside_it(
     calls.clear()
     words += ["--mode", "training", "memory", "--rounds", 1, "--base", "merged"]
     assert tool(*words, "--json", out) == 0
-    assert calls == [(kind, True, 1, "float32") for kind in kinds]
+    assert calls == [(kind, True, 1, "float32") for kind in kinds[::-1]]  # the base first
     rows = json.loads(out.read_text())["rows"]
-    assert [row["peak_ratio"] for row in rows] == [0.5, 1] and rows[1]["ratio"] == 1
+    assert [row["peak_ratio"] for row in rows] == [2, 1] and rows[1]["ratio"] == 1
+
+
+def test_a_model_without_a_peak_is_named(
+    tool: Callable, config: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    def peak_memory(cfg, shape, train, device, batch, dtype) -> int:
+        if dtype == "bfloat16" and cfg.model.backbone.type == "SwinTransformer":
+            raise MemoryUnknownError("it is another format")
+        return MIB
+
+    monkeypatch.setitem(tool.globals, "peak_memory", peak_memory)
+    words = [config, "--models", "mmdet", "dense", "--shape", 32, 32, "--device", "cpu"]
+    assert tool(*words, "--mode", "memory", "--dtype", "float32", "bfloat16") == 0
+    printed = capsys.readouterr().out
+    assert "mmdet eager bfloat16 does not run: it is another format" in printed
+    cells = [line.split()[-2:] for line in printed.splitlines() if " eager " in line][:4]
+    assert cells == [["1.0", "1.000"], ["-", "-"], ["1.0", "1.000"], ["1.0", "1.000"]]
 
 
 def test_memory_of_a_peer_is_really_measured(tool: Callable, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "memory.json"
-    words = [config, "--models", "timm", "--base", "timm", "--shape", 256, 256]
+    words = [config, "--models", "timm", "--base", "timm", "--shape", 512, 512]
     assert tool(*words, "--mode", "memory", "--device", "cpu", "--json", out) == 0
     (row,) = json.loads(out.read_text())["rows"]
-    assert row["peak_bytes"] > 256 * 256 / 16 * 8 * 4  # its first map alone
+    assert row["peak_bytes"] > 512 * 512 / 16 * 8 * 4  # its first map alone
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ ltm_det.analysis.memory: what a pass adds to the loaded model, eager, in a proce
 
 import argparse
 import json
-import math
 import shlex
 import sys
 from itertools import product
@@ -183,27 +182,28 @@ def with_memory(
     batch: int,
     mode: str,
 ) -> list[dict[str, Any]]:
-    """The rows with the peak memory of each eager model; made where nothing was timed.
+    """The rows with the peak memory of each model in eager form, which are added where they lack.
 
     Raises:
-        MemoryUnknownError: It could not be measured.
+        MemoryUnknownError: That of the base could not be measured.
     """
     given = dict(train=mode == "training", device=args.device, batch=batch)
-    peaks = {
-        (name, dtype): peak_memory(configs[name], shape, dtype=dtype, **given)
-        for name, dtype in product(args.models, args.dtype)
-    }
-    if not rows:
-        rows = [
-            dict(Entry(name, "eager", dtype)._asdict(), gmacs=macs[name] / 1e9)
-            | dict(gmacs_ratio=macs[name] / macs[args.base])
-            for name, dtype in peaks
-        ]
-    base = peaks[args.base, args.dtype[0]]
-    for row in rows:
-        if row["how"] == "eager" and "failure" not in row:
-            peak = peaks[row["model"], row["dtype"]]
-            row |= dict(peak_bytes=peak, peak_ratio=peak / base if base else math.inf)
+    base = args.base, args.dtype[0]
+    eager = {(row["model"], row["dtype"]): row for row in rows if row["how"] == "eager"}
+    peaks = {base: peak_memory(configs[args.base], shape, dtype=args.dtype[0], **given)}
+    for name, dtype in product(args.models, args.dtype):
+        row = eager.get((name, dtype))
+        if row is None:
+            row = dict(Entry(name, "eager", dtype)._asdict(), gmacs=macs[name] / 1e9)
+            row["gmacs_ratio"] = macs[name] / macs[args.base]
+            rows.append(row)
+        try:
+            if (name, dtype) not in peaks:
+                peaks[name, dtype] = peak_memory(configs[name], shape, dtype=dtype, **given)
+            peak = peaks[name, dtype]
+            row |= dict(peak_bytes=peak, peak_ratio=peak / max(peaks[base], 1))
+        except MemoryUnknownError as error:  # one that does not run in this format, say
+            row["peak_failure"] = str(error)
     return rows
 
 
