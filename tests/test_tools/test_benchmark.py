@@ -44,34 +44,33 @@ def test_table_json_and_plot_have_what_was_measured(
     tool: Callable, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out, plot = tmp_path / "new/bench.json", tmp_path / "new/bench.png"
-    words = [config, "--shape", 32, 32, "--shape", 64, 48, "--batch", 1, 2, "--rounds", 3]
+    words = [config, "--shape", 32, 32, "--shape", 64, 48, "--batch", 1, 2, "--rounds", 2]
     words += ["--mode", "training", "inference", "--dtype", "float32", "amp", "--device", "cpu"]
-    threads = torch.get_num_threads()
-    assert tool(*words, "--threads", 2, "--json", out, "--plot", plot) == 0
-    assert torch.get_num_threads() == threads
+    words += ["--models", "mmdet", "dense", "merged", "--warm-up", 0, "--json", out, "--plot", plot]
+    assert tool(*words) == 0
     result, printed = json.loads(out.read_text()), capsys.readouterr().out
-    rows, models = result["rows"], ["mmdet", "timm", "torchvision", "dense", "merged"]
+    rows, models = result["rows"], ["mmdet", "dense", "merged"]
     places = [
         (shape, batch, mode)
         for shape in ([32, 32], [64, 48])
         for batch in (1, 2)
         for mode in ("inference", "training")
     ]
-    assert [(row["shape"], row["batch"], row["mode"]) for row in rows[::10]] == places
-    for start in range(0, 80, 10):
-        group = rows[start : start + 10]
+    assert [(row["shape"], row["batch"], row["mode"]) for row in rows[::6]] == places
+    for start in range(0, 48, 6):
+        group = rows[start : start + 6]
         assert [(row["model"], row["dtype"]) for row in group] == [
             (name, dtype) for name in models for dtype in ("float32", "amp")
         ]
         assert group[0]["ratio"] == 1 and group[0]["quartiles"] == [1, 1]
-    assert all(len(row["seconds"]) == 3 and row["how"] == "eager" for row in rows)
-    assert rows[8]["gmacs"] < rows[6]["gmacs"] == rows[0]["gmacs"]
-    assert len(result["exponents"]) == 10 * 4
-    assert result["base"] == "mmdet" and result["rounds"] == 3 and result["config"] == str(config)
+    assert all(len(row["seconds"]) == 2 and row["how"] == "eager" for row in rows)
+    assert rows[4]["gmacs"] < rows[2]["gmacs"] == rows[0]["gmacs"]
+    assert len(result["exponents"]) == 6 * 4
+    assert result["base"] == "mmdet" and result["rounds"] == 2 and result["config"] == str(config)
     assert result["command"].startswith("python benchmark.py") and result["commit"]
-    assert result["machine"]["threads"] == 2 and result["machine"]["device"] == "cpu"
-    assert "32 x 32, batch 2, training" in printed and "2 of" in printed
-    assert printed.count("Cost against pixels") == 40
+    assert result["machine"]["device"] == "cpu"
+    assert "32 x 32, batch 2, training" in printed
+    assert printed.count("Cost against pixels") == 24
     assert plot.stat().st_size > 0
 
 
@@ -87,7 +86,10 @@ def test_memory_is_that_of_the_modes_beside_it(
     monkeypatch.setitem(tool.globals, "peak_memory", peak_memory)
     words = [config, "--models", "mmdet", "merged", "--shape", 32, 32, "--device", "cpu"]
     out = tmp_path / "memory.json"
-    assert tool(*words, "--mode", "memory", "--batch", 4, "--json", out) == 0
+    threads = torch.get_num_threads()
+    assert tool(*words, "--mode", "memory", "--batch", 4, "--threads", 2, "--json", out) == 0
+    assert torch.get_num_threads() == threads
+    assert json.loads(out.read_text())["machine"]["threads"] == 2
     kinds = ["SwinTransformer", "LTMSwin"]
     assert calls == [(kind, False, 4, "float32") for kind in kinds]  # each once
     rows = json.loads(out.read_text())["rows"]
@@ -121,6 +123,7 @@ def test_a_model_without_a_peak_is_named(
     assert cells == [["1.0", "1.000"], ["-", "-"], ["1.0", "1.000"], ["1.0", "1.000"]]
 
 
+@pytest.mark.slow
 def test_memory_of_a_peer_is_really_measured(tool: Callable, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "memory.json"
     words = [config, "--models", "timm", "--base", "timm", "--shape", 512, 512]
