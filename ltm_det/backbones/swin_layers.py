@@ -11,8 +11,9 @@ import torch.nn.functional as F
 import torch.utils.checkpoint as cp
 from mmdet.models.backbones.swin import ShiftWindowMSA, SwinBlock, WindowMSA
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 
+from ltm_det.backbones import pieces
 from ltm_det.backbones.cues import attention_cues
 from ltm_det.backbones.swin_weights import relative_position_index
 from ltm_det.backbones.windows import WindowGrid
@@ -44,17 +45,29 @@ class WindowAttention(BaseModule):
         table = self.relative_position_bias_table
         if self.table_readout is not None:
             table = self.table_readout.to(table.dtype) @ table
-        return table[self.relative_position_index].permute(2, 0, 1)
+        return table.T[:, self.relative_position_index]
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """Attends within windows: (B, W, N, C) to the same.
 
-        What is added to the logits, ``bias``, broadcasts to (B, W, nH, N, N); None: the position
-        bias.
+        Added to the logits are the position bias, or in its place ``bias``, which broadcasts to
+        (B, W, nH, N, N), and ``mask``, if there is one: (W, N, N), (B, W, 1, N) or (B, W, N, N).
         """
         b, w, n, c = x.shape
+        if mask is not None and mask.ndim == 4:
+            mask = mask.expand(b, w, -1, -1).flatten(0, 1)
+        dropped = self.training and (self.attn_drop.p > 0)
+        if bias is None and not dropped and pieces.applies(x, self.qkv, self.proj):
+            bias = self.position_bias()
+            x = pieces.window_attention(
+                x.flatten(0, 1), mask, bias, self.qkv, self.proj, self.scale
+            )
+            return self.proj_drop(x.view(b, w, n, c))
         if bias is None:
             bias = self.position_bias()[None]
+            if mask is not None:
+                mask = mask if len(mask) == b * w else mask.repeat(b, 1, 1)
+                bias = bias + mask[:, None]
         else:
             bias = bias.expand(b, w, -1, -1, -1).flatten(0, 1)
         qkv = self.qkv(x).reshape(b * w, n, 3, self.num_heads, c // self.num_heads)
@@ -75,21 +88,18 @@ class ShiftedWindowAttention(BaseModule):
 
     def forward(self, x: Tensor, grid: WindowGrid, key_bias: Tensor | None = None) -> Tensor:
         """(B, W, N, C) to the same; key_bias is (W, N) or (B, W, N)."""
-        bias = self.bias(grid, x.device, x.dtype)
+        mask = self.mask(grid, x)
         if key_bias is not None:
             key_bias = key_bias.expand(x.shape[:-1]).unsqueeze(-1)
-            key_bias = grid.roll(key_bias, -self.shift).squeeze(-1)[:, :, None, None]
-            bias = (self.w_msa.position_bias().to(x.dtype) if bias is None else bias) + key_bias
+            key_bias = grid.roll(key_bias, -self.shift).transpose(-1, -2)  # (B, W, 1, N)
+            mask = key_bias if mask is None else mask + key_bias
         x = grid.roll(x, -self.shift)
-        x = grid.roll(self.w_msa(x, bias), self.shift)
+        x = grid.roll(self.w_msa(x, mask), self.shift)
         return self.drop(x)
 
-    def bias(self, grid: WindowGrid, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        """(W, nH, N, N), position bias and shift mask; None where there is no shift to mask."""
-        if not self.shift:
-            return None
-        mask = grid.shift_mask(self.shift, device).to(dtype)
-        return self.w_msa.position_bias().to(dtype) + mask[:, None]
+    def mask(self, grid: WindowGrid, x: Tensor) -> Tensor | None:
+        """(W, N, N), the shift mask in the dtype of x; None where there is no shift."""
+        return grid.shift_mask(self.shift, x.device).to(x.dtype) if self.shift else None
 
 
 class LTMSwinBlock(BaseModule):
@@ -132,7 +142,17 @@ class LTMSwinBlock(BaseModule):
         merging = grid.no_merging()
         if self.merger is not None:
             merging, state = self.merger(x, state, valid, self.cues(z, valid))
-        return merging.update(x, self.ffn(self.norm2(merging.merge(x)))), state
+        return merging.update(x, self.mlp(self.norm2(merging.merge(x)))), state
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """The MLP of (*, C)."""
+        ffn = self.ffn
+        (fc1, act, drop), fc2, _ = ffn.layers
+        exact = type(act) is nn.GELU and act.approximate == "none"
+        dropped = self.training and drop.p > 0
+        if not exact or dropped or ffn._forward_hooks or not pieces.applies(x, fc1, fc2):
+            return ffn(x)
+        return ffn.dropout_layer(ffn.gamma2(pieces.mlp(x, fc1, fc2)))
 
     def cues(self, z: Tensor, valid: Tensor | None) -> Cues:
         """What its merger reads of the attention's input z (B, W, N, C)."""
@@ -157,15 +177,17 @@ class GridlessSwinBlock(LTMSwinBlock):
         cues = self.cues(self.norm1(x), valid)._replace(regions=grid.regions(shift, x.device))
         merging, _ = self.merger(x, None, valid, cues)
         y0 = merging.merge(x)  # (B, W, P, C)
-        y = y0 + self.attn.drop(self.attn.w_msa(self.norm1(y0), self.merged_bias(merging, grid, x)))
-        y = y + self.ffn(self.norm2(y))
+        y = y0 + self.attn.drop(
+            self.attn.w_msa(self.norm1(y0), bias=self.merged_bias(merging, grid, x))
+        )
+        y = y + self.mlp(self.norm2(y))
         return grid.roll(merging.update(x, y - y0), shift), state
 
     def merged_bias(self, merging: Merging, grid: WindowGrid, x: Tensor) -> Tensor:
         """(B, W, nH, P, P), what attention among the merged tokens adds to its logits."""
-        bias = self.attn.bias(grid, x.device, x.dtype)
-        if bias is None:
-            bias = self.attn.w_msa.position_bias().to(x.dtype)[None]  # the same in all windows
+        bias, mask = self.attn.w_msa.position_bias().to(x.dtype)[None], self.attn.mask(grid, x)
+        if mask is not None:  # else the same in all windows
+            bias = bias + mask[:, None]
         bias = merging.pair_bias(bias)
         return bias if merging.key_bias is None else bias + merging.key_bias[..., None, None, :]
 
