@@ -82,10 +82,16 @@ class Linear(torch.autograd.Function):
         return of_x, of_weight, of_bias
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer, (*, C) to (*, D)."""
+    run = Linear.apply if torch.is_grad_enabled() else linear
+    return run(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+
+
 def mlp_piece(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
     """(T, C) to the same."""
     if torch.is_grad_enabled():
-        return Linear.apply(F.gelu(Linear.apply(x, weight1, bias1)), weight2, bias2)
+        return product(F.gelu(product(x, weight1, bias1)), weight2, bias2)
     return linear(linear(x, weight1, bias1, "gelu"), weight2, bias2)
 
 
@@ -102,12 +108,11 @@ def attention_piece(
 ) -> Tensor:
     """(V, N, C) to the same, see :func:`attention`."""
     v, n, c = x.shape
-    product = Linear.apply if torch.is_grad_enabled() else linear
-    heads = product(x.reshape(v * n, c), qkv, qkv_bias).view(v, n, 3, num_heads, -1)
+    heads = product(x, qkv, qkv_bias).view(v, n, 3, num_heads, -1)
     q, k, value = heads.permute(2, 0, 3, 1, 4)  # each (V, nH, N, C / nH)
     bias = bias[None] if mask is None else bias + mask[:, None]
     x = F.scaled_dot_product_attention(q, k, value, bias, scale=scale)
-    return product(x.transpose(1, 2).reshape(v * n, c), proj, proj_bias).view(v, n, c)
+    return product(x.transpose(1, 2).reshape(v, n, c), proj, proj_bias)
 
 
 def in_pieces(function: Callable[..., Tensor], size: int, cut: Tensors, rest: Tensors) -> Tensor:

@@ -18,7 +18,7 @@ from mmengine.model import BaseModule, ModuleList
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from ltm_det.backbones.swin_layers import GridlessSwinBlock, LTMSwinBlock
+from ltm_det.backbones.swin_layers import GridlessSwinBlock, LTMSwinBlock, merge_patches
 from ltm_det.backbones.swin_weights import SWIN
 from ltm_det.backbones.weights import AccountedLoading
 from ltm_det.backbones.windows import WindowGrid
@@ -114,7 +114,7 @@ class LTMSwinStage(BaseModule):
         out = grid.reverse(x)
         if self.downsample is None:
             return out, hw, out
-        return *self.downsample(out, hw), out
+        return *merge_patches(self.downsample, out, hw), out
 
     def extra_repr(self) -> str:
         return f"window={self.window}, kept tokens of {self.window**2} in each block={self.kept}"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint as cp
 from mmdet.models.backbones.swin import ShiftWindowMSA, SwinBlock, WindowMSA
+from mmdet.models.layers import PatchMerging
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -190,6 +191,35 @@ class GridlessSwinBlock(LTMSwinBlock):
             bias = bias + mask[:, None]
         bias = merging.pair_bias(bias)
         return bias if merging.key_bias is None else bias + merging.key_bias[..., None, None, :]
+
+
+def merge_patches(patches: PatchMerging, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Any]:
+    """mmdet's patch merging, (B, H * W, C) to (B, H' * W', D) and (H', W').
+
+    Patches of 2 x 2 are views of the map here, without the copies of ``nn.Unfold``, channel by
+    channel; the weights are put into the order of the views instead.
+    """
+    sampler, norm = patches.sampler, patches.norm
+    usual = sampler.kernel_size == sampler.stride == (2, 2) and sampler.dilation == (1, 1)
+    if not usual or patches.adap_padding is None or type(norm) is not nn.LayerNorm:
+        return patches(x, hw)
+    (height, width), c = hw, x.shape[-1]
+    x = x.unflatten(1, hw)
+    if height % 2 or width % 2:
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    x = x.unflatten(2, (columns, 2)).unflatten(1, (rows, 2)).transpose(2, 3)  # (B, R, S, 2, 2, C)
+    x = x.flatten(3).flatten(1, 2)
+
+    def reorder(weight: Tensor) -> Tensor:  # the last axis, from (C, row, column)
+        return weight.unflatten(-1, (c, 4)).transpose(-1, -2).flatten(-2)
+
+    x = F.layer_norm(x, norm.normalized_shape, reorder(norm.weight), reorder(norm.bias), norm.eps)
+    reduction = patches.reduction
+    weight = reorder(reduction.weight)
+    if pieces.applies(x, reduction):
+        return pieces.product(x, weight, reduction.bias), (rows, columns)
+    return F.linear(x, weight, reduction.bias), (rows, columns)
 
 
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:

@@ -4,8 +4,9 @@ Shapes: B images, H x W grid of tokens, R x S grid of windows, W = R * S windows
 N = M * M tokens in a window, C channels. Window layout is (B, W, N, C).
 """
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,8 @@ class WindowGrid(NamedTuple):
         """(B, H * W, C) to window layout; padded tokens are zero."""
         height, width, m = self.rows * self.window, self.columns * self.window, self.window
         x = x.unflatten(1, (self.height, self.width))
-        x = F.pad(x, (0, 0, 0, width - self.width, 0, height - self.height))
+        if self.padded:  # else a copy
+            x = F.pad(x, (0, 0, 0, width - self.width, 0, height - self.height))
         x = x.unflatten(2, (self.columns, m)).unflatten(1, (self.rows, m))  # (B, R, M, S, M, C)
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
@@ -67,6 +69,12 @@ class WindowGrid(NamedTuple):
         """Rolls the padded map by ``shift`` tokens along both axes, in window layout."""
         if shift == 0:
             return x
+        if tracing():
+            return self._roll_map(x, shift)
+        return Rolled.apply(x, self, shift)
+
+    def _roll_map(self, x: Tensor, shift: int) -> Tensor:
+        """As `roll`, by torch's operator on the map."""
         x = self._to_map(x).roll((shift, shift), (1, 2))
         full = WindowGrid(x.shape[1], x.shape[2], self.window)
         return full.partition(x.flatten(1, 2))
@@ -97,24 +105,65 @@ class WindowGrid(NamedTuple):
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, R * M, S * M, C)
 
 
-# Masks depend on the size of the input alone, and are cached by it. They are made outside of
-# inference mode, since a tensor made inside could not take part in training later. A pass needs up
-# to eight shift masks, 25 MB at 800 x 1333; two input sizes are kept.
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+class Rolled(torch.autograd.Function):
+    """`WindowGrid.roll` as one gather instead of three copies; its gradient rolls back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: WindowGrid, shift: int) -> Tensor:
+        ctx.grid, ctx.shift = grid, shift
+        return x.flatten(1, 2).index_select(1, _roll_index(grid, shift, x.device)).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return Rolled.apply(gradient, ctx.grid, -ctx.shift), None, None
+
+
+def tracing() -> bool:
+    """Whether a graph is being made for other inputs than these, by compilation or export."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def cached_by_size(maxsize: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Caches what depends on the size of the input alone; in a graph it is computed.
+
+    It is made outside of inference mode, since a tensor made inside could not take part in training
+    later.
+    """
+
+    def decorate(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        cached = lru_cache(maxsize)(torch.inference_mode(False)(make))
+
+        @wraps(make)
+        def get(*key: Any) -> Tensor:
+            return make(*key) if tracing() else cached(*key)
+
+        get.cache_clear = cached.cache_clear
+        return get
+
+    return decorate
+
+
+# A pass needs up to eight shift masks, 25 MB at 800 x 1333; two input sizes are kept.
+@cached_by_size(64)
 def _valid(grid: WindowGrid, device: torch.device) -> Tensor:
     ones = torch.ones(1, grid.height * grid.width, 1, device=device)
     return grid.partition(ones)[0, :, :, 0] > 0
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@cached_by_size(64)
 def _rolled_valid(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
     return grid.roll(_valid(grid, device)[None, :, :, None], -shift)[0, :, :, 0]
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@cached_by_size(64)
+def _roll_index(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
+    """(W * N,), from where in window layout each token comes when the map is rolled by shift."""
+    count = grid.rows * grid.columns * grid.window**2
+    index = torch.arange(count, device=device).view(1, -1, grid.window**2, 1)
+    return grid._roll_map(index, shift).flatten()
+
+
+@cached_by_size(16)
 def _regions(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
     full = WindowGrid(grid.rows * grid.window, grid.columns * grid.window, grid.window)
 
@@ -127,8 +176,7 @@ def _regions(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
     return F.one_hot(region, 4).float()
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@cached_by_size(16)
 def _shift_mask(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
     region = _regions(grid, shift, device).argmax(-1)  # (W, N)
     apart = region[:, :, None] != region[:, None, :]
