@@ -1,0 +1,119 @@
+"""MLP, attention and whole backbones in pieces against torch's own layers, gradients included."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ltm_det.backbones import pieces
+from ltm_det.backbones.swin_layers import merge_patches
+from tests.test_backbones.swin_cases import MINI, build, reference_of
+
+pytestmark = pytest.mark.skipif(not pieces.HAS_ONEDNN, reason="torch was built without oneDNN")
+
+
+@pytest.fixture(params=[1, 3, 1000], ids="{} rows".format)
+def piece(request, monkeypatch):
+    """Tokens or windows in a piece, up to rounding; the layers here have 64 numbers a token."""
+    monkeypatch.setattr(pieces, "PIECE", request.param * 64)
+
+
+def assert_same(ours, theirs, near=1e-4):
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a - b).abs().max() <= near * b.abs().max()
+
+
+def with_gradients(run, x, learned):
+    """What run(x) gives without and with gradients, and those of x and of ``learned``."""
+    with torch.no_grad():
+        plain = run(x)
+    x = x.clone().requires_grad_()
+    out = run(x)
+    return [plain, out, *torch.autograd.grad(out.square().sum(), [x, *learned])]
+
+
+def test_mlp(piece):
+    fc1, fc2 = nn.Linear(16, 64), nn.Linear(64, 16)
+    x, learned = torch.randn(3, 5, 16), [*fc1.parameters(), *fc2.parameters()]
+    ours = with_gradients(lambda x: pieces.mlp(x, fc1, fc2), x, learned)
+    assert_same(ours, with_gradients(lambda x: fc2(F.gelu(fc1(x))), x, learned))
+
+
+@pytest.mark.parametrize("shape", [None, (6, 4, 4), (6, 1, 4), (3, 4, 4)], ids=str)
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_window_attention(piece, shape, qkv_bias):
+    """Two images of three windows; masks of each window, of keys, and the same for both images."""
+    qkv, proj = nn.Linear(16, 48, bias=qkv_bias), nn.Linear(16, 16)
+    bias = torch.randn(2, 4, 4, requires_grad=True)
+    mask = None if shape is None else torch.randn(shape)
+    learned = [bias, *qkv.parameters(), *proj.parameters()]
+    if shape is not None and len(mask) == 6:
+        learned.append(mask.requires_grad_())
+
+    def slow(x):
+        q, k, v = qkv(x).view(6, 4, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        logits = 0.3 * q @ k.transpose(-1, -2) + bias
+        if mask is not None:
+            logits = logits + mask.repeat(6 // len(mask), 1, 1)[:, None]
+        return proj((logits.softmax(-1) @ v).transpose(1, 2).reshape(6, 4, 16))
+
+    def ours(x):
+        return pieces.window_attention(x, mask, bias, qkv, proj, 0.3)
+
+    x = torch.randn(6, 4, 16)
+    assert_same(with_gradients(ours, x, learned), with_gradients(slow, x, learned))
+
+
+def test_what_is_not_asked_for_has_no_gradient(piece):
+    fc1, fc2 = nn.Linear(16, 64), nn.Linear(64, 16).requires_grad_(False)
+    pieces.mlp(torch.randn(5, 16), fc1, fc2).sum().backward()
+    assert fc1.weight.grad is not None and fc2.weight.grad is None
+
+
+def test_only_plain_layers_in_float32_go_this_way():
+    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
+    assert pieces.applies(x, layer)
+    assert not pieces.applies(x.double(), layer)
+    assert not pieces.applies(x, nn.Linear(4, 4).bfloat16())
+    assert not pieces.applies(x[:0], layer)
+    assert not pieces.applies(x.to("meta"), layer)
+    assert not pieces.applies(x, nn.Sequential(layer))  # as adapters wrap them
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not pieces.applies(x, layer)
+    layer.register_forward_hook(lambda *_: None)
+    assert not pieces.applies(x, layer)
+
+
+@pytest.mark.parametrize("with_cp", [False, True])
+@pytest.mark.parametrize("merger", [None, dict(type="Pool"), dict(type="ToMe")], ids=str)
+def test_backbone(piece, merger, with_cp, monkeypatch):
+    """Features and gradients as without pieces, padding and shifts included."""
+    model = build(merger, with_cp=with_cp)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    images = torch.randn(2, 3, 38, 53)
+
+    def run(x):
+        return torch.cat([m.flatten() for m in model(x)])
+
+    ours = with_gradients(run, images, learned)
+    monkeypatch.setattr(pieces, "HAS_ONEDNN", False)
+    assert_same(ours, with_gradients(run, images, learned), near=1e-3)
+
+
+def test_dense_backbone_is_mmdets(piece):
+    model = build(None)
+    images = torch.randn(2, 3, 38, 53)
+    with torch.no_grad():
+        assert_same(model(images), reference_of(model, MINI)(images))
+
+
+@pytest.mark.parametrize("size", [(38, 53), (64, 64), (33, 32)])
+def test_patch_merging_is_mmdets(size):
+    model = build(None)
+    stage = model.stages[0]
+    x = torch.randn(2, size[0] * size[1], 8)
+    ours, hw = merge_patches(stage.downsample, x, size)
+    theirs, their_hw = stage.downsample(x, size)
+    assert tuple(hw) == tuple(int(n) for n in their_hw)
+    assert_same([ours], [theirs])
