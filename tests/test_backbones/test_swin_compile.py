@@ -1,0 +1,74 @@
+"""torch.compile makes one graph of LTMSwin, which gives what eager gives."""
+
+import pytest
+import torch
+
+from ltm_det.merging import MERGERS
+from tests.test_backbones.swin_cases import ONE_STAGE, build
+
+TINY = dict(ONE_STAGE, depths=(3,), num_heads=(2,))  # padded, shifted and merged all the same
+IMAGES = torch.randn(1, 3, 34, 50)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def assert_same(model, compiled, images, train):
+    """Features, and in training all gradients."""
+    results = []
+    for run in (model.train(train), compiled):
+        torch.manual_seed(0)
+        with torch.set_grad_enabled(train):
+            outs = run(images)
+        results.append(list(outs))
+        if train:
+            learned = [p for p in model.parameters() if p.requires_grad]
+            loss = sum(m.square().mean() for m in outs)
+            results[-1] += torch.autograd.grad(loss, learned, allow_unused=True)
+    for eager, own in zip(*results, strict=True):
+        assert (eager is None) == (own is None)
+        assert eager is None or (eager - own).abs().max() <= 1e-4 * eager.abs().max().clamp(min=1)
+
+
+def one_graph(model, backend="aot_eager", **options):
+    return torch.compile(model, fullgraph=True, backend=backend, **options)
+
+
+@pytest.mark.parametrize("merger", [None, *sorted(MERGERS)])
+def test_one_graph(merger):
+    model = build(None if merger is None else dict(type=merger), sizes=TINY)
+    assert_same(model, one_graph(model, "eager", dynamic=False), IMAGES, train=False)
+
+
+def test_one_graph_with_gradients():
+    model = build(dict(type="LTM"), sizes=TINY)
+    assert_same(model, one_graph(model, dynamic=False), IMAGES, train=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merger", [None, *sorted(MERGERS)])
+@pytest.mark.parametrize("scope", ["block", "stage"])
+def test_one_graph_of_every_merger_with_gradients(merger, scope):
+    model = build(None if merger is None else dict(type=merger), scope, sizes=TINY)
+    assert_same(model, one_graph(model, dynamic=False), IMAGES, train=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("merger", [None, "LTM", "Pool", "ToMe"])
+def test_dynamic_sizes(merger, train):
+    model = build(None if merger is None else dict(type=merger), sizes=TINY)
+    compiled = one_graph(model, dynamic=True)
+    for height, width in ((34, 50), (45, 61), (64, 64)):
+        assert_same(model, compiled, torch.randn(1, 3, height, width), train)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_inductor(train):
+    model = build(dict(type="LTM"), sizes=TINY)
+    assert_same(model, one_graph(model, "inductor"), IMAGES, train)
