@@ -163,7 +163,8 @@ class Recomputed(torch.autograd.Function):
         return None, None, None, *found
 
 
-def _run(function: Callable[..., Tensor], size: int, cut: Tensors, rest: Tensors) -> Tensor:
+def run(function: Callable[..., Tensor], size: int, cut: Tensors, rest: Tensors) -> Tensor:
+    """:func:`in_pieces`, with gradients where there are any to be had."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*cut, *rest)):
         return Recomputed.apply(function, size, len(cut), *cut, *rest)
     with torch.no_grad():
@@ -172,7 +173,7 @@ def _run(function: Callable[..., Tensor], size: int, cut: Tensors, rest: Tensors
 
 def _mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
     size = max(1, PIECE // len(weight1))
-    return _run(mlp_piece, size, [x], [weight1, bias1, weight2, bias2])
+    return run(mlp_piece, size, [x], [weight1, bias1, weight2, bias2])
 
 
 def _attention(
@@ -187,7 +188,7 @@ def _attention(
 ) -> Tensor:
     piece = partial(attention_piece, len(bias), scale)
     size = max(1, PIECE // (x.shape[1] * max(len(qkv), bias.shape[0] * bias.shape[1])))
-    return _run(piece, size, [x, mask], [bias, qkv, qkv_bias, proj, proj_bias])
+    return run(piece, size, [x, mask], [bias, qkv, qkv_bias, proj, proj_bias])
 
 
 # For torch.compile: pieces inside are not seen. They have no gradients.

@@ -5,6 +5,7 @@ C channels, nH heads, D = C / nH, M side of the dense window, k side of the merg
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,20 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ltm_det.backbones import pieces
 from ltm_det.backbones.cues import attention_cues
+from ltm_det.backbones.vit_pieces import (
+    position_bias,
+    relative_embedding,
+    rows_piece,
+    window_piece,
+)
 from ltm_det.backbones.windows import WindowGrid
 from ltm_det.merging import SHUT, Cues, Merger, Merging
+
+# Queries of global attention taken at a time on the CPU: torch's fused attention is slower for
+# fewer than 192, and the logits of all are the largest tensor of a pass.
+QUERIES = 256
 
 
 class TokenMap(NamedTuple):
@@ -133,35 +145,46 @@ class RelPosAttention(Attention):
         Returns:
             (B, T + L, C)
         """
-        b, n, _ = x.shape
+        b, n, c = x.shape
+        dropout = self.attn_drop.p if self.training else 0.0
+        embeddings = None, None
+        if self.use_rel_pos and at is None:
+            embeddings = self.embeddings(cells, lengths, spacing)
+        if at is None and n == cells[0] * cells[1] and not dropout and self.in_pieces(x):
+            return self.proj_drop(self.attend_in_pieces(x, mask, *embeddings))
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nH, T + L, D)
         if self.use_rel_pos:
             if at is None:
-                bias = self.position_bias(q, cells, lengths, spacing)
+                bias = position_bias(q, *(e.to(q.dtype) for e in embeddings))
             else:
                 bias = self.scattered_bias(q, at, lengths)
             mask = bias if mask is None else bias + mask
-        dropout = self.attn_drop.p if self.training else 0.0
         if mask is not None:
             mask = mask.to(q.dtype)
         x = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
-    def position_bias(
-        self, q: Tensor, cells: tuple[int, int], lengths: tuple[int, int], spacing: float
+    def embeddings(
+        self, cells: tuple[int, int], lengths: tuple[int, int], spacing: float
+    ) -> tuple[Tensor, Tensor]:
+        """(H, H, D) and (W, W, D), of the rows and of the columns."""
+        rows = relative_embedding(self.rel_pos_h, lengths[0], cells[0], spacing)
+        return rows, relative_embedding(self.rel_pos_w, lengths[1], cells[1], spacing)
+
+    def in_pieces(self, x: Tensor) -> bool:
+        """Whether `attend_in_pieces` serves x; a graph that is compiled has plain operators."""
+        return not torch.compiler.is_compiling() and pieces.applies(x, self.qkv, self.proj)
+
+    def attend_in_pieces(
+        self, x: Tensor, mask: Tensor | None, rows: Tensor | None, columns: Tensor | None
     ) -> Tensor:
-        """(B, nH, T + L, T + L) for queries q (B, nH, T + L, D); zero for prefix tokens."""
-        height, width = cells
-        prefix = q.shape[2] - height * width
-        q = q[:, :, prefix:].unflatten(2, cells)  # (B, nH, H, W, D)
-        rows = relative_embedding(self.rel_pos_h, lengths[0], height, spacing)
-        columns = relative_embedding(self.rel_pos_w, lengths[1], width, spacing)
-        along_h = torch.einsum("bnhwd,hkd->bnhwk", q, rows.to(q.dtype))
-        along_w = torch.einsum("bnhwd,wkd->bnhwk", q, columns.to(q.dtype))
-        bias = along_h[..., None] + along_w[..., None, :]  # (B, nH, H, W, H, W)
-        bias = bias.flatten(4).flatten(2, 3)
-        return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias  # else a copy of the largest
+        """As `attend`, see :mod:`.pieces`: some windows at a time."""
+        n = x.shape[1]
+        size = max(1, pieces.PIECE // (n * max(len(self.qkv.weight), self.num_heads * n)))
+        weights = [self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias]
+        piece = partial(window_piece, self.num_heads)
+        return pieces.run(piece, size, [x, mask], [rows, columns, *weights])
 
     def scattered_bias(self, q: Tensor, at: Tensor, lengths: tuple[int, int]) -> Tensor:
         """As `position_bias`, of tokens at the dense tokens nearest to ``at`` (B, L, 2)."""
@@ -177,6 +200,20 @@ class RelPosAttention(Attention):
 
 class GlobalAttention(RelPosAttention):
     """Every token attends to every token."""
+
+    def attend_in_pieces(
+        self, x: Tensor, mask: Tensor | None, rows: Tensor | None, columns: Tensor | None
+    ) -> Tensor:
+        """As `attend`, see :mod:`.pieces`: the queries of some rows of the map at a time."""
+        b, n, c = x.shape
+        height, width = (1, n) if rows is None else (len(rows), len(columns))
+        qkv = pieces.product(x.flatten(0, 1), self.qkv.weight, self.qkv.bias)
+        q, k, v = qkv.view(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q = q.unflatten(2, (height, width)).permute(2, 0, 1, 3, 4)  # (H, B, nH, W, D)
+        size = -(-QUERIES // width)
+        x = pieces.run(rows_piece, size, [q, rows], [k, v, mask, columns])
+        x = x.permute(1, 0, 3, 2, 4).reshape(b * n, c)
+        return pieces.product(x, self.proj.weight, self.proj.bias).view(b, n, c)
 
     def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
         """(B, T + L, C) to the same."""
@@ -229,31 +266,11 @@ class LTMViTBlock(Block):
     ) -> Tensor:
         """(B, T + L, C) to the same, or to what ``restore``, between attention and MLP, makes."""
         x = restore(x + self.drop_path1(self.ls1(self.attn(self.norm1(x), tokens))))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return x + self.drop_path2(self.ls2(self._mlp(self.norm2(x))))
 
-
-def relative_embedding(table: Tensor, length: int, cells: int, spacing: float) -> Tensor:
-    """Embeddings of the displacements between cells along one axis.
-
-    Args:
-        table: (S, D), rows for displacements from -(S - 1) / 2 to (S - 1) / 2 tokens. Resized
-            linearly where it was made for another length, as ViTDet does.
-        length: Tokens of the dense axis; the table is read as 2 * length - 1 rows.
-        cells: n, cells that the axis has now.
-        spacing: Distance of neighbouring cells in tokens; between two rows the embedding is
-            interpolated linearly.
-
-    Returns:
-        (n, n, D), for query and key.
-    """
-    last = 2 * length - 2
-    if len(table) != last + 1:
-        table = F.interpolate(table.T[None], last + 1, mode="linear")[0].T
-    if spacing != 1:
-        at = torch.arange(1 - cells, cells, device=table.device) * spacing + length - 1
-        at = at.clamp(0, last)
-        low = at.floor().long()
-        high = (low + 1).clamp(max=last)
-        table = torch.lerp(table[low], table[high], (at - low).to(table.dtype)[:, None])
-    n = torch.arange(cells, device=table.device)
-    return table[n[:, None] - n + (len(table) - 1) // 2]
+    def _mlp(self, x: Tensor) -> Tensor:
+        mlp = self.mlp
+        dropped = self.training and mlp.drop1.p > 0
+        if dropped or mlp._forward_hooks or not pieces.applies(x, mlp.fc1, mlp.fc2):
+            return mlp(x)
+        return pieces.mlp(x, mlp.fc1, mlp.fc2)
