@@ -8,7 +8,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
-from ltm_det.backbones import LTMViT
+from ltm_det.backbones import LTMViT, pieces, vit_layers
 from tests.test_backbones.harness import LAYOUTS, difference, mergers_of, randomise
 from tests.test_backbones.vit_cases import FAMILIES, MINI, build, dense_of, weights_of
 
@@ -188,3 +188,29 @@ def test_updates_add_up_in_full_precision_under_autocast(merger, layout, low):
         (out,) = model(torch.randn(2, 3, 37, 50))
     assert len(seen) == MINI["depth"] and out.dtype == torch.float32
     assert {x.dtype for pair in seen for x in pair} == {torch.float32}
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("rel_pos", [False, True])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("merger", [dict(type="LTM"), dict(type="Pool")], ids=["soft", "Pool"])
+def test_pieces_change_nothing(monkeypatch, merger, prefix, rel_pos, training):
+    """Features and gradients in float32 on the CPU: some windows, some queries at a time or all."""
+    model = build(
+        {**merger, "merge_at": 1}, embed_dims=16, prefix_tokens=prefix, use_rel_pos=rel_pos
+    )
+    images, results = torch.randn(2, 3, 37, 50), []
+    monkeypatch.setattr(pieces, "PIECE", 1 << 11)
+    monkeypatch.setattr(vit_layers, "QUERIES", 12)
+    for there in (True, False):
+        monkeypatch.setattr(pieces, "HAS_ONEDNN", pieces.HAS_ONEDNN and there)
+        x = images.clone().requires_grad_()
+        model.train(training).zero_grad()
+        (out,) = model(x)
+        out.square().mean().backward()
+        with torch.no_grad():
+            assert difference(model(images), [out.detach()]) < 1e-5
+        results.append([out.detach(), x.grad, *(p.grad for p in model.parameters())])
+        for gradient in results[-1][2:]:
+            gradient /= gradient.abs().max().clamp(min=1e-3)
+    assert difference(*results) < 1e-4
