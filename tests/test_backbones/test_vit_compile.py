@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 from tests.test_backbones.harness import difference
 from tests.test_backbones.vit_cases import build
