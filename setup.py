@@ -11,6 +11,8 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "ltm_det" / "__init__.py").read_text(), re.MULTILINE
 )[1]
 
+DEPLOY = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0"]
+
 setup(
     name="ltm_det",
     version=VERSION,
@@ -43,6 +45,8 @@ setup(
     extras_require={
         "lite": ["mmcv-lite==2.1.0"],
         "full": ["mmcv==2.1.0"],
-        "dev": ["pytest>=8", "ruff==0.17.*", "pre-commit", "tensorboard"],
+        # to export and to run what was exported
+        "deploy": DEPLOY,
+        "dev": ["pytest>=8", "ruff==0.17.*", "pre-commit", "tensorboard", *DEPLOY],
     },
 )

@@ -67,7 +67,7 @@ class WindowAttention(BaseModule):
         if bias is None:
             bias = self.position_bias()[None]
             if mask is not None:
-                mask = mask if len(mask) == b * w else mask.repeat(b, 1, 1)
+                mask = mask if mask.shape[0] == b * w else mask.repeat(b, 1, 1)
                 bias = bias + mask[:, None]
         else:
             bias = bias.expand(b, w, -1, -1, -1).flatten(0, 1)

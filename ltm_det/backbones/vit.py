@@ -189,7 +189,7 @@ class LTMViT(AccountedLoading, BaseModule):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, h, w) of any size to one map (B, C, H, W), padded to whole patches."""
         patch = self.patch_embed.patch_size
-        hw = -(-x.shape[2] // patch[0]), -(-x.shape[3] // patch[1])
+        hw = tuple((n + p - 1) // p for n, p in zip(x.shape[2:], patch))  # ONNX: no negatives
         grid = WindowGrid(*hw, self.window)
         x = self.patch_embed(x)  # (B, L, C)
         if self.pos_embed is not None:
@@ -197,7 +197,7 @@ class LTMViT(AccountedLoading, BaseModule):
                 self.pos_embed, hw, self.pretrain_grid, num_prefix_tokens=0, antialias=False
             )
         if self.prefix_tokens is not None:
-            x = torch.cat([self.prefix_tokens.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.prefix_tokens.expand(x.shape[0], -1, -1), x], dim=1)
         x, tokens, restore = self.pos_drop(x), TokenMap(grid, grid), keep
         for i, block in enumerate(self.blocks):
             if i in self.sides:

@@ -220,7 +220,7 @@ class GlobalAttention(RelPosAttention):
         grid, dense = tokens.grid, tokens.dense
         mask = None
         if tokens.key_bias is not None:
-            key_bias = tokens.key_bias.expand(len(x), -1, -1).unsqueeze(-1)
+            key_bias = tokens.key_bias.expand(x.shape[0], -1, -1).unsqueeze(-1)
             key_bias = grid.reverse(key_bias).squeeze(-1)  # (B, L)
             mask = F.pad(key_bias, (x.shape[1] - key_bias.shape[1], 0))[:, None, None]
         cells, lengths = (grid.height, grid.width), (dense.height, dense.width)

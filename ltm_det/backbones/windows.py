@@ -27,15 +27,18 @@ class WindowGrid(NamedTuple):
 
     @property
     def rows(self) -> int:
-        return -(-self.height // self.window)
+        return _ceil_div(self.height, self.window)
 
     @property
     def columns(self) -> int:
-        return -(-self.width // self.window)
+        return _ceil_div(self.width, self.window)
 
     @property
     def padded(self) -> bool:
-        return self.height % self.window > 0 or self.width % self.window > 0
+        """Whether there is padding, or may be: the symbolic sizes of an export count as padded."""
+        sizes = self.height, self.width
+        symbolic = not all(isinstance(size, int) for size in sizes)
+        return symbolic or any(size % self.window > 0 for size in sizes)
 
     def merged(self, side: int) -> "WindowGrid":
         """The grid of the same windows with ``side`` x ``side`` tokens each; nothing is padding."""
@@ -47,7 +50,7 @@ class WindowGrid(NamedTuple):
 
         def cells(length: int) -> int:
             whole, rest = length // self.window, length % self.window  # divmod is not traced
-            return whole * side + -(-rest * side // self.window)
+            return whole * side + _ceil_div(rest * side, self.window)
 
         return WindowGrid(cells(self.height), cells(self.width), side)
 
@@ -103,6 +106,11 @@ class WindowGrid(NamedTuple):
     def _to_map(self, x: Tensor) -> Tensor:
         x = x.unflatten(2, (self.window, self.window)).unflatten(1, (self.rows, self.columns))
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, R * M, S * M, C)
+
+
+def _ceil_div(a: int, b: int) -> int:
+    """Rounded up; without negative numbers, whose division ONNX rounds the other way."""
+    return (a + b - 1) // b
 
 
 class Rolled(torch.autograd.Function):

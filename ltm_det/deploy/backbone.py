@@ -1,0 +1,38 @@
+"""An exported backbone in a detector."""
+
+from pathlib import Path
+
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from ltm_det.deploy.runtime import load
+
+
+@MODELS.register_module()
+class ExportedBackbone(BaseModule):
+    """A file written by ``tools/export.py``, in the place of the backbone that it was made from.
+
+    It runs on the CPU and has no parameters: those of the detector's checkpoint are left out.
+
+    Args:
+        file: .onnx or .xml, see :func:`ltm_det.deploy.load`.
+        threads: That its runtime may use; None: as many as it chooses.
+
+    Raises:
+        RuntimeError: When it is to be trained.
+    """
+
+    def __init__(self, file: str | Path, threads: int | None = None) -> None:
+        super().__init__()
+        self.file = str(file)
+        self.run = load(file, threads)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) to the maps (B, C_i, H_i, W_i)."""
+        if self.training:
+            raise RuntimeError(f"{self.file} is an exported backbone: train the one it came from")
+        return self.run(x)
+
+    def extra_repr(self) -> str:
+        return f"file={self.file}"

@@ -1,0 +1,124 @@
+"""Write a model as a file for ONNX Runtime or OpenVINO.
+
+Shapes: B images, H x W pixels, M side of a window in tokens.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from unittest import mock
+
+import torch
+from mmdet.models.layers.transformer.utils import AdaptivePadding
+from torch import Tensor, nn
+from torch.export import Dim
+
+from ltm_det.backbones import LTMSwin, LTMViT
+from ltm_det.deploy.runtime import DTYPE, package
+
+OPSET = 20  # the first with GELU
+FORMATS = {".onnx": ("float32",), ".xml": ("float32", "bfloat16")}  # and what they compute in
+
+
+class RPNFeatures(nn.Module):
+    """A detector up to the RPN's convolutions: the neck's maps, their scores, their boxes.
+
+    What follows, proposals and the heads on them, picks boxes by their values in Python, with
+    shapes that only the values tell, which no export traces.
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) to a list with one map per level of each kind."""
+        maps = self.detector.extract_feat(images)
+        scores, boxes = self.detector.rpn_head(maps)
+        return [*maps, *scores, *boxes]
+
+
+def sample_size(backbone: nn.Module) -> tuple[int, int]:
+    """(H, W) of images to trace for any size: of the cases that sizes make, the most general one.
+
+    There everything has to be padded (patches, pairs of tokens, windows), and each map has several
+    windows along both axes.
+
+    Raises:
+        ValueError: For a backbone that is not ours.
+    """
+    if isinstance(backbone, LTMSwin):
+        patch, pixels, window = backbone.strides[0], backbone.strides[-1], backbone.stages[0].window
+    elif isinstance(backbone, LTMViT):
+        patch = pixels = backbone.patch_embed.patch_size[0]
+        window = backbone.window
+    else:
+        name = type(backbone).__name__
+        raise ValueError(f"{name} is not exported for any size: LTMSwin and LTMViT are")
+    return pixels * (window + 1) + patch - 1, pixels * (2 * window + 1) + patch - 1
+
+
+def whole_steps(padding: AdaptivePadding, shape: Sequence[int]) -> tuple[int, int]:
+    """What mmdet's patches are padded by, for kernels as long as their steps, in whole numbers:
+    fractions and maxima of symbols would be carried along in all later sizes."""
+    pads = []
+    for length, step, kernel in zip(shape, padding.stride, padding.kernel_size, strict=True):
+        if kernel != step:
+            raise ValueError(f"patches of {kernel} in steps of {step}: export one size")
+        pads.append((length + step - 1) // step * step - length)
+    return tuple(pads)
+
+
+def save(
+    model: nn.Module,
+    images: Tensor,
+    file: str | Path,
+    dynamic: bool = False,
+    dtype: str = "float32",
+) -> None:
+    """Writes ``model``, which is put into evaluation mode, as ``file``.
+
+    Args:
+        model: From images to a list of maps.
+        images: (B, 3, H, W). Where not ``dynamic``, the file takes images of this shape alone.
+        file: .onnx, or .xml, beside which a .bin is written.
+        dynamic: Whether B, H and W are free; ``images`` should be of :func:`sample_size`.
+        dtype: What to compute in. Weights, images and maps are float32 in any case.
+
+    Raises:
+        ValueError: On another ending, or a dtype that its runtime has no kernels for.
+        ImportError: A package is missing.
+    """
+    file = Path(file)
+    if file.suffix not in FORMATS:
+        raise ValueError(f"{file} ends in none of {sorted(FORMATS)}")
+    if dtype not in FORMATS[file.suffix]:
+        raise ValueError(f"no {dtype} in {file.suffix}: choose one of {FORMATS[file.suffix]}")
+    package("onnxscript")
+    free = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},) if dynamic else None
+    model.eval()  # not chained: mmdet's Swin returns None
+    exact = mock.patch.object(AdaptivePadding, "get_pad_shape", whole_steps)
+    with torch.no_grad(), exact if dynamic else nullcontext():
+        # sizes decide on padding alone, of which no padding is a case: so nothing to guard
+        traced = torch.export.export(
+            model, (images,), dynamic_shapes=free, prefer_deferred_runtime_asserts_over_guards=True
+        )
+        program = torch.onnx.export(
+            traced, dynamo=True, opset_version=OPSET, input_names=["images"], verbose=False
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".onnx":
+        program.save(file)
+        return
+    openvino = package("openvino")
+    with tempfile.TemporaryDirectory() as folder:
+        program.save(Path(folder) / "model.onnx")
+        graph = openvino.convert_model(Path(folder) / "model.onnx")
+        graph.set_rt_info(dtype, DTYPE)
+        openvino.save_model(graph, file, compress_to_fp16=False)
+
+
+def relative_errors(ones: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
+    """|one - other| / |other| of each map, Euclidean."""
+    return [((a - b).norm() / b.norm()).item() for a, b in zip(ones, others, strict=True)]

@@ -1,0 +1,98 @@
+"""Exported backbones give what the backbones give: at the exported size, and where free at any."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.models.backbones import ResNet
+from mmdet.registry import MODELS
+
+from ltm_det import deploy
+from tests.test_backbones import swin_cases, vit_cases
+from tests.test_backbones.harness import difference
+
+CASES = dict(swin=swin_cases, vit=vit_cases)
+SIZES = [(2, 3, 64, 96), (1, 3, 37, 50), (3, 3, 18, 133)]  # no padding; odd; one window of some
+
+
+def save(model: torch.nn.Module, file: Path) -> None:
+    deploy.save(model, torch.randn(2, 3, *deploy.sample_size(model)), file, dynamic=True)
+
+
+@pytest.mark.parametrize(
+    "kind, merger",
+    [
+        ("swin", "LTM"),
+        pytest.param("swin", None, marks=pytest.mark.slow),
+        pytest.param("swin", "Pool", marks=pytest.mark.slow),
+        pytest.param("swin", "ToMe", marks=pytest.mark.slow),
+        pytest.param("vit", "LTM", marks=pytest.mark.slow),
+        pytest.param("vit", "ToMe", marks=pytest.mark.slow),
+    ],
+)
+def test_one_file_is_right_for_any_batch_and_size(
+    kind: str, merger: str | None, tmp_path: Path
+) -> None:
+    model = CASES[kind].build(merger and dict(type=merger))
+    save(model, tmp_path / "model.onnx")
+    run = deploy.load(tmp_path / "model.onnx")
+    for shape in SIZES:
+        images = torch.randn(shape)
+        with torch.no_grad():
+            assert difference(run(images), model(images)) < 1e-4, shape
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_openvino_computes_in_the_dtype_of_the_file(
+    dtype: str, tolerance: float, tmp_path: Path
+) -> None:
+    model = swin_cases.build(dict(type="Pool"), sizes=swin_cases.ONE_STAGE)
+    images = torch.randn(1, 3, 37, 50)
+    file = tmp_path / "model.xml"
+    deploy.save(model, images, file, dtype=dtype)
+    run = deploy.load(file, threads=1)
+    with torch.no_grad():
+        assert max(deploy.relative_errors(run(images), model(images))) < tolerance
+    with pytest.raises(ValueError, match=r"\[1, 3, 37, 50\], got \[1, 3, 64, 64\].*--dynamic"):
+        run(torch.randn(1, 3, 64, 64))
+
+
+def test_a_file_takes_the_backbones_place(tmp_path: Path) -> None:
+    model = swin_cases.build(None, sizes=dict(swin_cases.ONE_STAGE, depths=(1,)))
+    images = torch.randn(1, 3, 16, 16)
+    deploy.save(model, images, tmp_path / "model.onnx")
+    file = str(tmp_path / "model.onnx")
+    twin = MODELS.build(dict(type="ExportedBackbone", file=file, threads=1)).eval()
+    with torch.no_grad():
+        assert difference(twin(images), model(images)) < 1e-4
+        batch = torch.randn(3, 3, 16, 16)  # of which the file takes one at a time
+        assert difference(twin(batch), model(batch)) < 1e-4
+    assert not list(twin.parameters())
+    with pytest.raises(RuntimeError, match="train the one it came from"):
+        twin.train()(images)
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model.pt ends in none of \['.onnx', '.xml'\]"):
+        deploy.load("model.pt")
+    with pytest.raises(FileNotFoundError, match="none.onnx: make it with tools/export.py"):
+        deploy.load(tmp_path / "none.onnx")
+    model, images = swin_cases.build(None), torch.randn(1, 3, 16, 16)
+    with pytest.raises(ValueError, match="model.pt ends in none of"):
+        deploy.save(model, images, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"no bfloat16 in .onnx: choose one of \('float32',\)"):
+        deploy.save(model, images, tmp_path / "model.onnx", dtype="bfloat16")
+    with pytest.raises(ValueError, match="ResNet is not exported for any size"):
+        deploy.sample_size(ResNet(18))
+    overlapping = swin_cases.build(None, patch_size=4, strides=(2, 2))
+    with pytest.raises(ValueError, match="patches of 4 in steps of 2: export one size"):
+        save(overlapping, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_runtime_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.onnx").touch()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"onnxruntime.*ltm_det\[deploy\]"):
+        deploy.load(tmp_path / "model.onnx")

@@ -1,0 +1,107 @@
+"""tools/export.py on a tiny detector, and its file in the tiny detector's place under test.py."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+
+from ltm_det import deploy
+
+SWIN = """
+_base_ = '{base}'
+model = dict(backbone=dict(
+    type='LTMSwin', depths=[1, 1], num_heads=[1, 2], strides=[4, 2], out_indices=[0, 1],
+    merger=dict(type='Pool', compression_ratio=0.5, dense_blocks=0)),
+    neck=dict(in_channels=[16, 32]))
+"""
+EXPORTED = """
+_base_ = '{base}'
+model = dict(backbone=dict(_delete_=True, type='ExportedBackbone', file='{file}'))
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmengine's loggers keep their files open: not for the tests after these."""
+    monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())
+
+
+@pytest.fixture(scope="module")
+def swin(tiny_config: Path) -> tuple[Path, Path]:
+    """Config and checkpoint."""
+    config = tiny_config.with_name("export_swin.py")
+    config.write_text(SWIN.format(base=tiny_config))
+    torch.manual_seed(0)
+    model = MODELS.build(Config.fromfile(config).model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    checkpoint = config.with_suffix(".pth")
+    meta = dict(dataset_meta=dict(classes=("box", "slab")))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), checkpoint)
+    return config, checkpoint
+
+
+def test_ap_with_the_file_is_that_of_the_backbone(
+    main: Callable, swin: tuple, tmp_path: Path, capsys
+) -> None:
+    config, checkpoint = swin
+    file = tmp_path / "new" / "swin.xml"
+    options = ["--out", file, "--shape", 64, 64, "--check"]
+    assert main("export.py", config, checkpoint, *options) == 0
+    printed = capsys.readouterr().out
+    assert "64 x 64: largest difference" in printed and "random" not in printed
+
+    twin = tmp_path / "exported.py"
+    twin.write_text(EXPORTED.format(base=config, file=file))
+    scores = []
+    for name, cfg in dict(own=config, exported=twin).items():
+        assert main("test.py", cfg, checkpoint, "--work-dir", tmp_path / name) == 0
+        (found,) = (tmp_path / name).glob("*/*.json")
+        scores.append(json.loads(found.read_text()))
+    keys = [key for key in scores[0] if key.startswith("coco/")]
+    assert keys and all(scores[0][k] == pytest.approx(scores[1][k], abs=2e-3) for k in keys)
+
+
+def test_random_weights_are_said_to_be_and_the_rpn_goes_along(
+    main: Callable, swin: tuple, tmp_path: Path, capsys
+) -> None:
+    file = tmp_path / "rpn.onnx"
+    options = ["--out", file, "--shape", 64, 64, "--part", "rpn", "--check"]
+    assert main("export.py", swin[0], *options) == 0
+    assert "the weights are random" in capsys.readouterr().out
+    assert len(deploy.load(file)(torch.zeros(1, 3, 64, 64))) == 3 * 5  # levels of the FPN
+
+
+def test_a_file_that_differs_fails_the_check(
+    main: Callable, swin: tuple, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(deploy, "save", lambda *args: None)
+    monkeypatch.setattr(deploy, "load", lambda file: lambda x: [torch.ones(1, 16, 16, 16)] * 2)
+    monkeypatch.setattr(deploy, "relative_errors", lambda ones, others: [float("nan")])
+    monkeypatch.setattr(MODELS.get("LTMSwin"), "forward", lambda self, x: [torch.zeros(1)] * 2)
+    assert main("export.py", *swin, "--out", tmp_path / "a.onnx", "--check") == 1
+    assert "does not give what the model gives" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--out", "a.pt"], ["--out", "a.onnx", "--dtype", "bfloat16"], ["--out", "a.xml", "--shape"]],
+)
+def test_bad_options_are_refused(main: Callable, options: list, capsys) -> None:
+    options = [*options, 0, 64] if options[-1] == "--shape" else options
+    with pytest.raises(SystemExit) as end:
+        main("export.py", "no.py", *options)
+    assert end.value.code == 2
+    assert "--out" in (error := capsys.readouterr().err) or "--shape" in error
+
+
+def test_what_is_missing_is_named(main: Callable, swin: tuple, tmp_path: Path, capsys) -> None:
+    assert main("export.py", swin[0], "no.pth", "--out", tmp_path / "a.onnx") == 2
+    assert "no checkpoint at no.pth" in capsys.readouterr().err
