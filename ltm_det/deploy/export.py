@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -70,6 +71,14 @@ def whole_steps(padding: AdaptivePadding, shape: Sequence[int]) -> tuple[int, in
     return tuple(pads)
 
 
+def stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> tuple:
+    """aten::sort.stable for ONNX, which torch has no form of: TopK of all puts the earlier of
+    equals first."""
+    op = package("onnxscript").opset20
+    count = op.Constant(value_ints=[x.shape[dim]])
+    return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
+
+
 def save(
     model: nn.Module,
     images: Tensor,
@@ -105,7 +114,12 @@ def save(
             model, (images,), dynamic_shapes=free, prefer_deferred_runtime_asserts_over_guards=True
         )
         program = torch.onnx.export(
-            traced, dynamo=True, opset_version=OPSET, input_names=["images"], verbose=False
+            traced,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            verbose=False,
+            custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".onnx":

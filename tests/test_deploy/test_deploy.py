@@ -20,27 +20,27 @@ def save(model: torch.nn.Module, file: Path) -> None:
     deploy.save(model, torch.randn(2, 3, *deploy.sample_size(model)), file, dynamic=True)
 
 
-@pytest.mark.parametrize(
-    "kind, merger",
-    [
-        ("swin", "LTM"),
-        pytest.param("swin", None, marks=pytest.mark.slow),
-        pytest.param("swin", "Pool", marks=pytest.mark.slow),
-        pytest.param("swin", "ToMe", marks=pytest.mark.slow),
-        pytest.param("vit", "LTM", marks=pytest.mark.slow),
-        pytest.param("vit", "ToMe", marks=pytest.mark.slow),
-    ],
-)
-def test_one_file_is_right_for_any_batch_and_size(
-    kind: str, merger: str | None, tmp_path: Path
-) -> None:
-    model = CASES[kind].build(merger and dict(type=merger))
-    save(model, tmp_path / "model.onnx")
-    run = deploy.load(tmp_path / "model.onnx")
+def assert_right_for_any_batch_and_size(model: torch.nn.Module, file: Path) -> None:
+    save(model, file)
+    run = deploy.load(file)
     for shape in SIZES:
         images = torch.randn(shape)
         with torch.no_grad():
             assert difference(run(images), model(images)) < 1e-4, shape
+
+
+def test_one_file_is_right_for_any_batch_and_size(tmp_path: Path) -> None:
+    sizes = dict(swin_cases.ONE_STAGE, depths=(2,))
+    model = swin_cases.build(dict(type="Pool", dense_blocks=0), sizes=sizes)
+    assert_right_for_any_batch_and_size(model, tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merger", [None, "LTM", "Pool", "ToMe"])
+@pytest.mark.parametrize("kind", ["swin", "vit"])
+def test_so_is_that_of_each_merger(kind: str, merger: str | None, tmp_path: Path) -> None:
+    model = CASES[kind].build(merger and dict(type=merger))
+    assert_right_for_any_batch_and_size(model, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.05)])
