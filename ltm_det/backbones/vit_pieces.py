@@ -91,7 +91,7 @@ def relative_embedding(table: Tensor, length: int, cells: int, spacing: float) -
         (n, n, D), for query and key.
     """
     last = 2 * length - 2
-    if len(table) != last + 1:
+    if table.shape[0] != last + 1:
         table = F.interpolate(table.T[None], last + 1, mode="linear")[0].T
     if spacing != 1:
         at = torch.arange(1 - cells, cells, device=table.device) * spacing + length - 1
@@ -100,4 +100,4 @@ def relative_embedding(table: Tensor, length: int, cells: int, spacing: float) -
         high = (low + 1).clamp(max=last)
         table = torch.lerp(table[low], table[high], (at - low).to(table.dtype)[:, None])
     n = torch.arange(cells, device=table.device)
-    return table[n[:, None] - n + (len(table) - 1) // 2]
+    return table[n[:, None] - n + (table.shape[0] - 1) // 2]
