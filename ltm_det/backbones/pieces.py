@@ -100,7 +100,7 @@ def attention_piece(
     scale: float,
     x: Tensor,
     mask: Tensor | None,
-    bias: Tensor,
+    bias: Tensor | None,
     qkv: Tensor,
     qkv_bias: Tensor | None,
     proj: Tensor,
@@ -110,7 +110,11 @@ def attention_piece(
     v, n, c = x.shape
     heads = product(x, qkv, qkv_bias).view(v, n, 3, num_heads, -1)
     q, k, value = heads.permute(2, 0, 3, 1, 4)  # each (V, nH, N, C / nH)
-    bias = bias[None] if mask is None else bias + mask[:, None]
+    if mask is not None:
+        mask = mask if mask.ndim == 4 else mask[:, None]
+        bias = mask if bias is None else bias + mask
+    elif bias is not None:
+        bias = bias[None]
     x = F.scaled_dot_product_attention(q, k, value, bias, scale=scale)
     return product(x.transpose(1, 2).reshape(v, n, c), proj, proj_bias)
 
@@ -179,15 +183,17 @@ def _mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tens
 def _attention(
     x: Tensor,
     mask: Tensor | None,
-    bias: Tensor,
+    bias: Tensor | None,
     qkv: Tensor,
     qkv_bias: Tensor | None,
     proj: Tensor,
     proj_bias: Tensor,
+    num_heads: int,
     scale: float,
 ) -> Tensor:
-    piece = partial(attention_piece, len(bias), scale)
-    size = max(1, PIECE // (x.shape[1] * max(len(qkv), bias.shape[0] * bias.shape[1])))
+    piece = partial(attention_piece, num_heads, scale)
+    n = x.shape[1]
+    size = max(1, PIECE // (n * max(len(qkv), num_heads * n)))
     return run(piece, size, [x, mask], [bias, qkv, qkv_bias, proj, proj_bias])
 
 
@@ -208,9 +214,10 @@ def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
 def window_attention(
     x: Tensor,
     mask: Tensor | None,
-    bias: Tensor,
+    bias: Tensor | None,
     qkv: nn.Linear,
     proj: nn.Linear,
+    num_heads: int,
     scale: float,
 ) -> Tensor:
     """Attention within windows with both projections, (V, N, C) to the same.
@@ -218,11 +225,12 @@ def window_attention(
     Args:
         x: The windows' tokens.
         mask: Added to the logits, (V, N, N) or (V, 1, N), or (W, N, N) where V = B * W and it is
-            the same for all images. None for nothing.
-        bias: (nH, N, N), added to the logits in all windows.
+            the same for all images; with nH before N where heads differ. None for nothing.
+        bias: (nH, N, N), added to the logits in all windows. None for nothing.
         qkv: C to 3C channels: queries, keys, values, each head by head.
         proj: C to C channels.
+        num_heads: nH.
         scale: Of the logits.
     """
     run = _attention_op if torch.compiler.is_compiling() else _attention
-    return run(x, mask, bias, qkv.weight, qkv.bias, proj.weight, proj.bias, scale)
+    return run(x, mask, bias, qkv.weight, qkv.bias, proj.weight, proj.bias, num_heads, scale)

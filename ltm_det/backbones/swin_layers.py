@@ -51,29 +51,26 @@ class WindowAttention(BaseModule):
     def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """Attends within windows: (B, W, N, C) to the same.
 
-        Added to the logits are the position bias, or in its place ``bias``, which broadcasts to
-        (B, W, nH, N, N), and ``mask``, if there is one: (W, N, N), (B, W, 1, N) or (B, W, N, N).
+        Added to the logits is ``bias``, which broadcasts to (B, W, nH, N, N); without it, the
+        position bias and ``mask``, if there is one: (W, N, N), (B, W, 1, N) or (B, W, N, N).
         """
         b, w, n, c = x.shape
         if mask is not None and mask.ndim == 4:
             mask = mask.expand(b, w, -1, -1).flatten(0, 1)
-        dropped = self.training and (self.attn_drop.p > 0)
-        if bias is None and not dropped and pieces.applies(x, self.qkv, self.proj):
-            bias = self.position_bias()
-            x = pieces.window_attention(
-                x.flatten(0, 1), mask, bias, self.qkv, self.proj, self.scale
-            )
+        if bias is not None:
+            bias = bias.expand(b, w, -1, -1, -1).flatten(0, 1)
+        dropout = self.attn_drop.p if self.training else 0.0
+        if dropout == 0 and pieces.applies(x, self.qkv, self.proj):
+            mask, bias = (mask, self.position_bias()) if bias is None else (bias, None)
+            own = (self.qkv, self.proj, self.num_heads, self.scale)
+            x = pieces.window_attention(x.flatten(0, 1), mask, bias, *own)
             return self.proj_drop(x.view(b, w, n, c))
         if bias is None:
             bias = self.position_bias()[None]
-            if mask is not None:
-                mask = mask if mask.shape[0] == b * w else mask.repeat(b, 1, 1)
-                bias = bias + mask[:, None]
-        else:
-            bias = bias.expand(b, w, -1, -1, -1).flatten(0, 1)
+            if mask is not None:  # of all windows, or the same for all images
+                bias = bias + mask.repeat(b * w // mask.shape[0], 1, 1)[:, None]
         qkv = self.qkv(x).reshape(b * w, n, 3, self.num_heads, c // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B * W, nH, N, C / nH)
-        dropout = self.attn_drop.p if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=self.scale)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, w, n, c)))
 

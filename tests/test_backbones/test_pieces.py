@@ -40,7 +40,7 @@ def test_mlp(piece):
     assert_same(ours, with_gradients(lambda x: fc2(F.gelu(fc1(x))), x, learned))
 
 
-@pytest.mark.parametrize("shape", [None, (6, 4, 4), (6, 1, 4), (3, 4, 4)], ids=str)
+@pytest.mark.parametrize("shape", [None, (6, 4, 4), (6, 1, 4), (3, 4, 4), (6, 2, 4, 4)], ids=str)
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_window_attention(piece, shape, qkv_bias):
     """Two images of three windows; masks of each window, of keys, and the same for both images."""
@@ -55,11 +55,12 @@ def test_window_attention(piece, shape, qkv_bias):
         q, k, v = qkv(x).view(6, 4, 3, 2, 8).permute(2, 0, 3, 1, 4)
         logits = 0.3 * q @ k.transpose(-1, -2) + bias
         if mask is not None:
-            logits = logits + mask.repeat(6 // len(mask), 1, 1)[:, None]
+            full = mask if mask.ndim == 4 else mask[:, None]
+            logits = logits + full.repeat(6 // len(mask), 1, 1, 1)
         return proj((logits.softmax(-1) @ v).transpose(1, 2).reshape(6, 4, 16))
 
     def ours(x):
-        return pieces.window_attention(x, mask, bias, qkv, proj, 0.3)
+        return pieces.window_attention(x, mask, bias, qkv, proj, 2, 0.3)
 
     x = torch.randn(6, 4, 16)
     assert_same(with_gradients(ours, x, learned), with_gradients(slow, x, learned))
