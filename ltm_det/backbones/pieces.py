@@ -11,6 +11,7 @@ None of it while a graph is exported: that has torch's own operators alone.
 Shapes: T tokens, V windows (of all images), N tokens in a window, C channels, nH heads.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 # Numbers in the largest tensor of a piece: 6 MB.
 PIECE = 3 << 19
@@ -25,6 +27,13 @@ PIECE = 3 << 19
 Tensors = Sequence[Tensor | None]
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+if HAS_ONEDNN:
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def linear_flops(x: torch.Size, weight: torch.Size, *_, **__) -> int:
+        """For torch's counter, which takes shapes, at two flops a multiply-accumulate."""
+        return 2 * math.prod(x) * weight[0]
 
 
 def applies(x: Tensor, *layers: nn.Module) -> bool:

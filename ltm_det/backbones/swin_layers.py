@@ -55,7 +55,8 @@ class WindowAttention(BaseModule):
         position bias and ``mask``, if there is one: (W, N, N), (B, W, 1, N) or (B, W, N, N).
         """
         b, w, n, c = x.shape
-        if mask is not None and mask.ndim == 4:
+        shared = mask is not None and mask.ndim == 3
+        if mask is not None and not shared:
             mask = mask.expand(b, w, -1, -1).flatten(0, 1)
         if bias is not None:
             bias = bias.expand(b, w, -1, -1, -1).flatten(0, 1)
@@ -67,8 +68,8 @@ class WindowAttention(BaseModule):
             return self.proj_drop(x.view(b, w, n, c))
         if bias is None:
             bias = self.position_bias()[None]
-            if mask is not None:  # of all windows, or the same for all images
-                bias = bias + mask.repeat(b * w // mask.shape[0], 1, 1)[:, None]
+            if mask is not None:
+                bias = bias + mask.repeat(b if shared else 1, 1, 1)[:, None]
         qkv = self.qkv(x).reshape(b * w, n, 3, self.num_heads, c // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B * W, nH, N, C / nH)
         x = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=self.scale)
