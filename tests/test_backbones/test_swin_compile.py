@@ -58,9 +58,7 @@ def test_one_graph_of_every_merger_with_gradients(merger, scope):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "merger, train", [(None, False), ("LTM", False), ("ToMe", False), ("Pool", True)]
-)
+@pytest.mark.parametrize("merger, train", [(None, False), ("LTM", False), ("Pool", True)])
 def test_dynamic_sizes(merger, train):
     model = build(None if merger is None else dict(type=merger), sizes=TINY)
     compiled = one_graph(model, dynamic=True)
