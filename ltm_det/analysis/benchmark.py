@@ -7,8 +7,11 @@ the mean square of the maps as its loss. All that are to be compared take turns 
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ltm_det import deploy
 from ltm_det.analysis.flops import aligned
 from ltm_det.analysis.precision import cast, image_dtype, one_pass
 from ltm_det.analysis.timing import cuda_seconds, interleaved, ratios, wall_seconds
@@ -50,10 +54,28 @@ def exported(model: nn.Module, images: Tensor) -> Run:
     return torch.export.export(model, (images,)).module()
 
 
+def as_file(model: nn.Module, images: Tensor, ending: str, dtype: str = "float32") -> Run:
+    """What ``tools/export.py`` writes for images of one shape, run by its runtime on the CPU."""
+    if images.dtype != torch.float32 or images.device.type != "cpu":
+        raise ValueError("files take float32 images on the CPU: give --dtype float32 --device cpu")
+    folder = tempfile.TemporaryDirectory()
+    file = Path(folder.name) / f"model{ending}"
+    deploy.save(model, images[:1], file, dtype=dtype)
+    run = deploy.load(file, torch.get_num_threads())
+    run.folder = folder  # lives as long as the function, which maps its weights from there
+    return run
+
+
 # How a model in its mode and on its device is run, by name: given the images to come, a function
-# from them to the maps. A form that a file is made for, such as ONNX, goes in here.
+# from them to the maps.
 RUNNERS: dict[str, Callable[[nn.Module, Tensor], Run]] = dict(
-    eager=eager, compiled=compiled, frozen=frozen, exported=exported
+    eager=eager,
+    compiled=compiled,
+    frozen=frozen,
+    exported=exported,
+    onnxruntime=partial(as_file, ending=".onnx"),
+    openvino=partial(as_file, ending=".xml"),
+    openvino_bfloat16=partial(as_file, ending=".xml", dtype="bfloat16"),
 )
 TRAINABLE = ("eager", "compiled")
 

@@ -97,7 +97,8 @@ def parse() -> argparse.Namespace:
         choices=list(RUNNERS),
         default=["eager"],
         help="forms; compiled is torch.compile for one size, frozen the same with constant "
-        "weights, exported what torch.export finds (default: eager)",
+        "weights, exported what torch.export finds, the others what tools/export.py writes "
+        "(default: eager)",
     )
     parser.add_argument("--device", help="cpu or a CUDA device (default: a CUDA device, if any)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
