@@ -21,6 +21,13 @@ def code_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+def config_with(word: str, folder: Path) -> Config:
+    """The README's only config that holds ``word``, read from a file in ``folder``."""
+    (text,) = (block for block in code_blocks("python") if word in block)
+    (folder / "mine.py").write_text(text.replace('"configs/', f'"{ROOT}/configs/'))
+    return Config.fromfile(folder / "mine.py")
+
+
 def commands() -> list[str]:
     """Shell commands of the README, less comments, one a line."""
     lines = "\n".join(code_blocks("bash")).replace("\\\n", " ").splitlines()
@@ -56,8 +63,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_three_line_inheritance(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(code_blocks("python")[0])
-    config = Config.fromfile(tmp_path / "mine.py")
+    config = config_with("mmdet::swin", tmp_path)
     config.model.backbone.init_cfg = None
     register_all_modules()
     backbone = MODELS.build(config.model.backbone)
@@ -71,10 +77,7 @@ def test_three_line_inheritance(tmp_path: Path) -> None:
 
 
 def test_merging_in_a_vit(tmp_path: Path) -> None:
-    text = code_blocks("python")[1]
-    assert '"configs/' in text
-    (tmp_path / "mine.py").write_text(text.replace("configs/", f"{ROOT}/configs/"))
-    config = Config.fromfile(tmp_path / "mine.py")
+    config = config_with("merge_at=2", tmp_path)
     config.model.backbone.init_cfg = None
     register_all_modules()
     backbone = MODELS.build(config.model.backbone)
@@ -82,11 +85,17 @@ def test_merging_in_a_vit(tmp_path: Path) -> None:
 
 
 def test_bottleneck_in_a_config(tmp_path: Path) -> None:
-    text = code_blocks("python")[2]
-    (tmp_path / "mine.py").write_text(text.replace("configs/", f"{ROOT}/configs/"))
-    (hook,) = Config.fromfile(tmp_path / "mine.py").custom_hooks
+    (hook,) = config_with("IBHook", tmp_path).custom_hooks
     register_all_modules()
     assert HOOKS.build(hook).weight == 0.1
+
+
+def test_a_file_in_the_backbones_place(tmp_path: Path) -> None:
+    backbone = config_with("ExportedBackbone", tmp_path).model.backbone
+    assert backbone == dict(type="ExportedBackbone", file="work_dirs/ltm_swin_s.xml")
+    register_all_modules()
+    with pytest.raises(FileNotFoundError, match="make it with tools/export.py"):
+        MODELS.build(backbone)
 
 
 @pytest.mark.skipif((ROOT / "work_dirs/demo").exists(), reason="the demo was run: these would work")
@@ -113,6 +122,30 @@ def test_memory_command(command: str) -> None:
     done = run(f"{command} --sides 128 --repeats 1")
     assert done.returncode == 0, done.stderr
     assert "128" in done.stdout and "train" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in commands() if "benchmark.py" in c])
+def test_benchmark_commands(command: str, tmp_path: Path) -> None:
+    """On small models and images, once."""
+    small = re.sub(r" --shape \d+ \d+", "", command)
+    sizes = "depths=[2,2,2,2]" if "swin" in command else "depth=3 model.backbone.embed_dims=96"
+    done = run(
+        f"{small} --shape 64 64 --rounds 1 --warm-up 0 --threads 1 --json {tmp_path}/times.json "
+        f"--cfg-options model.backbone.{sizes}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "does not run" not in done.stdout, done.stdout
+    asked = re.search(r"--models ([\w ]+?)( --|$)", command)
+    assert asked is None or set(asked[1].split()) <= set(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "export.py" in c])
+def test_export_commands_say_that_a_checkpoint_comes_first(command: str) -> None:
+    """What they do with one, the tool's own tests show."""
+    done = run(command)
+    assert done.returncode == 2
+    assert "no checkpoint at work_dirs" in done.stderr
 
 
 @pytest.mark.slow

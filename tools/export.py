@@ -1,11 +1,14 @@
 """Export a config's backbone for ONNX Runtime (.onnx) or OpenVINO (.xml, the fastest on CPUs).
 
-With --check the file is run and its maps are compared with the model's own. In a detector, the file
-takes the backbone's place: backbone=dict(_delete_=True, type='ExportedBackbone', file=...).
+With --check the file is run and what it gives is compared with what the model gives. In a detector
+the file takes the backbone's place, by dict(_delete_=True, type='ExportedBackbone', file=FILE).
+With --part detector a Mask R-CNN goes into one .onnx: an image, as the data preprocessor leaves it,
+to boxes in its pixels, scores, labels, and the probabilities of each object's mask in its box.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -13,18 +16,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 
 # isort: split
+import cv2  # noqa: E402
 import torch  # noqa: E402
+from mmdet.structures import DetDataSample  # noqa: E402
 from mmengine.config import DictAction  # noqa: E402
 from mmengine.runner import load_checkpoint  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 from ltm_det import deploy  # noqa: E402
 from ltm_det.analysis.flops import build_detector  # noqa: E402
-from ltm_det.deploy.export import RPNFeatures  # noqa: E402
+from ltm_det.deploy.detector import NAMES  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
 
 # Largest relative error of a map that --check lets pass. Bfloat16 keeps 8 bits.
 TOLERANCE = dict(float32=1e-3, bfloat16=0.05)
+# Largest difference of a detector's boxes, in pixels, and so on.
+TOLERANCE_OF = dict(boxes=0.1, scores=1e-3, labels=0, masks=1e-2)
 
 
 def parse() -> argparse.Namespace:
@@ -48,11 +55,14 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--part",
-        choices=["backbone", "rpn"],
+        choices=["backbone", "detector"],
         default="backbone",
-        help="rpn: the detector up to its RPN's convolutions (default: backbone)",
+        help="detector: a whole Mask R-CNN, into .onnx for one size (default: backbone)",
     )
     parser.add_argument("--check", action="store_true", help="run the file and compare")
+    parser.add_argument(
+        "--image", metavar="FILE", help="picture for --check, resized to --shape (default: noise)"
+    )
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()
     formats = deploy.FORMATS.get(args.out.suffix)
@@ -60,17 +70,22 @@ def parse() -> argparse.Namespace:
         parser.error(f"--out must end in .onnx or .xml, but is {args.out}")
     if args.dtype not in formats:
         parser.error(f"--dtype {args.dtype} needs an --out that ends in .xml")
+    if args.part == "detector" and (args.dynamic or args.out.suffix != ".onnx"):
+        parser.error("--part detector writes .onnx for images of one --shape")
+    if args.image is not None and not args.check:
+        parser.error("--image is what --check runs on: give both")
     if min(args.shape) < 1:
         parser.error(f"--shape must be two positive numbers, got {args.shape}")
     return args
 
 
-def check(model: nn.Module, args: argparse.Namespace, size: tuple[int, int]) -> bool:
-    """Whether the file gives what the model gives, on one image of noise; prints how near."""
-    images = torch.randn(1, 3, *size)
+def check(model: nn.Module, args: argparse.Namespace, images: Tensor) -> bool:
+    """Whether the file gives what the model gives on images (1, 3, H, W); prints how near."""
     with torch.no_grad():
         expected = model(images)
-    found = deploy.load(args.out)(images)
+    found, size = deploy.load(args.out)(images), tuple(images.shape[2:])
+    if args.part == "detector":
+        return check_objects(found, expected, size)
     error = max(deploy.relative_errors(found, expected))
     apart = max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
     print(
@@ -79,6 +94,30 @@ def check(model: nn.Module, args: argparse.Namespace, size: tuple[int, int]) -> 
         )
     )
     return error <= TOLERANCE[args.dtype]  # not so for NaN
+
+
+def check_objects(
+    found: Sequence[Tensor], expected: Sequence[Tensor], size: tuple[int, int]
+) -> bool:
+    """Whether objects are the same; of other numbers of objects nothing is compared."""
+    counts = len(found[0]), len(expected[0])
+    print("{} x {}: {} objects, the detector finds {}".format(*size, *counts))
+    if counts[0] != counts[1] or not counts[0]:
+        return counts[0] == counts[1]
+    apart = [(a - b).abs().max().item() for a, b in zip(found, expected, strict=True)]
+    pairs = zip(NAMES, apart)  # Faster R-CNN has no masks
+    print("largest difference: " + ", ".join(f"{name} {value:.2g}" for name, value in pairs))
+    return all(value <= TOLERANCE_OF[name] for name, value in zip(NAMES, apart))
+
+
+def picture(file: str, detector: nn.Module, size: tuple[int, int]) -> Tensor:
+    """(1, 3, H, W), a picture as the detector gets it."""
+    image = cv2.imread(file)
+    if image is None:
+        raise ValueError(f"no picture can be read from {file}")
+    inputs = torch.from_numpy(cv2.resize(image, size[::-1])).permute(2, 0, 1)
+    data = dict(inputs=[inputs], data_samples=[DetDataSample(metainfo=dict(img_shape=size))])
+    return detector.data_preprocessor(data)["inputs"]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,16 +130,23 @@ def run(args: argparse.Namespace) -> int:
             print("No checkpoint is given: the weights are random")
         else:
             load_checkpoint(detector, args.checkpoint, map_location="cpu")
-    model = detector.backbone if args.part == "backbone" else RPNFeatures(detector)
-    sizes = [tuple(args.shape)]
-    traced = deploy.sample_size(detector.backbone) if args.dynamic else sizes[0]
-    images = torch.randn(2 if args.dynamic else 1, 3, *traced)
-    deploy.save(model, images, args.out, args.dynamic, args.dtype)
+    height, width = args.shape
+    image = torch.randn(1, 3, height, width)
+    if args.image is not None:
+        image = picture(args.image, detector, (height, width))
+    images = [image]
+    if args.part == "detector":
+        model = deploy.WholeDetector(detector)
+        deploy.save_detector(detector, image, args.out)
+    else:
+        model, traced = detector.backbone, image
+        if args.dynamic:
+            traced = torch.randn(2, 3, *deploy.sample_size(model))
+            images.append(torch.randn(1, 3, height // 2 + 1, width // 3 + 1))
+        deploy.save(model, traced, args.out, args.dynamic, args.dtype)
     print(f"Written: {args.out}")
-    if args.dynamic:
-        sizes.append((args.shape[0] // 2 + 1, args.shape[1] // 3 + 1))
     # what a trace took for fixed shows at another size alone: so such a file is always checked
-    if (args.check or args.dynamic) and not all([check(model, args, size) for size in sizes]):
+    if (args.check or args.dynamic) and not all([check(model, args, x) for x in images]):
         print("export.py: the file does not give what the model gives", file=sys.stderr)
         return 1
     return 0

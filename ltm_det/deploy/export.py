@@ -22,24 +22,6 @@ OPSET = 20  # the first with GELU
 FORMATS = {".onnx": ("float32",), ".xml": ("float32", "bfloat16")}  # and what they compute in
 
 
-class RPNFeatures(nn.Module):
-    """A detector up to the RPN's convolutions: the neck's maps, their scores, their boxes.
-
-    What follows, proposals and the heads on them, picks boxes by their values in Python, with
-    shapes that only the values tell, which no export traces.
-    """
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) to a list with one map per level of each kind."""
-        maps = self.detector.extract_feat(images)
-        scores, boxes = self.detector.rpn_head(maps)
-        return [*maps, *scores, *boxes]
-
-
 def sample_size(backbone: nn.Module) -> tuple[int, int]:
     """(H, W) of images to trace for any size: of the cases that sizes make, the most general one.
 

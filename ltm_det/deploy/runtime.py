@@ -15,12 +15,15 @@ DTYPE = ["ltm_det", "dtype"]  # where a file for OpenVINO names what to compute 
 HINTS = dict(float32="f32", bfloat16="bf16")
 
 Runner = Callable[[Tensor], list[Tensor]]
+# from arrays to arrays; the shape of images, None where it is free; names of what comes out
+Loaded = tuple[Callable, Sequence[int | None], Sequence[str]]
 
 
 def load(file: str | Path, threads: int | None = None) -> Runner:
     """A function from images (B, 3, H, W) to the list of float32 maps that the exported model gave.
 
-    A file for one image, as those for one size are, gets a batch's images one by one.
+    A backbone's file for one image, as those for one size are, gets a batch's images one by one. A
+    detector's, from :func:`ltm_det.deploy.save_detector`, takes one image and gives its objects.
 
     Args:
         file: Written by ``tools/export.py``, .onnx or .xml.
@@ -38,10 +41,10 @@ def load(file: str | Path, threads: int | None = None) -> Runner:
         raise FileNotFoundError(
             f"no file at {file}: make it with tools/export.py CONFIG CHECKPOINT --out {file}"
         )
-    run, shape = runtimes[file.suffix](file, threads)
+    run, shape, names = runtimes[file.suffix](file, threads)
 
     def checked(images: Tensor) -> list[Tensor]:
-        one_by_one = shape[0] == 1 and images.ndim == 4
+        one_by_one = shape[0] == 1 and images.ndim == 4 and "boxes" not in names
         taken = [None if one_by_one else shape[0], *shape[1:]]
         fits = len(taken) == images.ndim
         if not fits or any(own not in (None, n) for own, n in zip(taken, images.shape)):
@@ -67,17 +70,18 @@ def package(name: str) -> ModuleType:
         raise ImportError(f"{name} is not installed: pip install 'ltm_det[deploy]'") from error
 
 
-def _onnx_runtime(file: Path, threads: int | None) -> tuple[Callable, Sequence[int | None]]:
+def _onnx_runtime(file: Path, threads: int | None) -> Loaded:
     onnxruntime = package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     shape = [n if isinstance(n, int) else None for n in entry.shape]
-    return lambda images: session.run(None, {entry.name: images}), shape
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: session.run(None, {entry.name: images}), shape, names
 
 
-def _openvino(file: Path, threads: int | None) -> tuple[Callable, Sequence[int | None]]:
+def _openvino(file: Path, threads: int | None) -> Loaded:
     openvino = package("openvino")
     model = openvino.Core().read_model(file)
     options = dict(PERFORMANCE_HINT="LATENCY")
@@ -86,4 +90,4 @@ def _openvino(file: Path, threads: int | None) -> tuple[Callable, Sequence[int |
         options["INFERENCE_NUM_THREADS"] = threads
     compiled = openvino.compile_model(model, "CPU", options)
     shape = [n.get_length() if n.is_static else None for n in model.input().partial_shape]
-    return lambda images: compiled(images).to_tuple(), shape
+    return lambda images: compiled(images).to_tuple(), shape, ()

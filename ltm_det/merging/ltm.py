@@ -228,5 +228,7 @@ class LTM(Merger):
     def extra_repr(self) -> str:
         chain = ", chained" if self.chained else ""
         own = f"mask={self.mask}, temperature={self.temperature}, update={self.update}"
-        own += f", detail={self.width}{chain}"
+        own += (
+            f", rounds={self.rounds}, detail={self.width}, proportional={self.proportional}{chain}"
+        )
         return f"{super().extra_repr()}, {own}"

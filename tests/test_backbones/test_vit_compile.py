@@ -53,9 +53,10 @@ def test_one_graph(model, training):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_one_graph_for_all_sizes(model, training):
+@pytest.mark.parametrize("merger, training", [("dense", False), ("LTM", False), ("Pool", True)])
+def test_one_graph_for_all_sizes(merger, training):
     """Which the second size does not compile anew."""
+    model = build(MERGERS[merger], depth=4)
     backend = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
     for size in SIZES:

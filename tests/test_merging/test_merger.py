@@ -21,6 +21,7 @@ KINDS = [
     dict(type="DTEM"),
     dict(type="LTMP"),
     dict(type="LTM", mask="soft"),
+    dict(type="LTM", mask="soft", proportional=False),
     dict(type="LTM", mask="hard"),
     dict(type="LTM", mask="hard_soft", temperature=0.3),
     dict(type="LTM", mask="soft", update="gradient"),

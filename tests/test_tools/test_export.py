@@ -1,6 +1,7 @@
 """tools/export.py on a tiny detector, and its file in the tiny detector's place under test.py."""
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -69,14 +70,20 @@ def test_ap_with_the_file_is_that_of_the_backbone(
     assert keys and all(scores[0][k] == pytest.approx(scores[1][k], abs=2e-3) for k in keys)
 
 
-def test_random_weights_are_said_to_be_and_the_rpn_goes_along(
+def test_a_whole_detector_with_random_weights(
     main: Callable, swin: tuple, tmp_path: Path, capsys
 ) -> None:
-    file = tmp_path / "rpn.onnx"
-    options = ["--out", file, "--shape", 64, 64, "--part", "rpn", "--check"]
-    assert main("export.py", swin[0], *options) == 0
-    assert "the weights are random" in capsys.readouterr().out
-    assert len(deploy.load(file)(torch.zeros(1, 3, 64, 64))) == 3 * 5  # levels of the FPN
+    picture = next(swin[0].parent.glob("**/*.png"))
+    options = ["--out", tmp_path / "whole.onnx", "--shape", 64, 64, "--part", "detector"]
+    assert main("export.py", swin[0], *options, "--check", "--image", picture) == 0
+    printed = capsys.readouterr().out
+    assert "the weights are random" in printed and "64 x 64: " in printed
+
+    assert main("export.py", *swin, *options, "--check", "--image", picture) == 0
+    printed = capsys.readouterr().out
+    assert "largest difference: boxes" in printed and "masks" in printed
+    assert main("export.py", *swin, *options, "--check", "--image", "no.png") == 2
+    assert "no picture can be read from no.png" in capsys.readouterr().err
 
 
 def test_a_file_that_differs_fails_the_check(
@@ -92,14 +99,20 @@ def test_a_file_that_differs_fails_the_check(
 
 @pytest.mark.parametrize(
     "options",
-    [["--out", "a.pt"], ["--out", "a.onnx", "--dtype", "bfloat16"], ["--out", "a.xml", "--shape"]],
+    [
+        ["--out", "a.pt"],
+        ["--out", "a.onnx", "--dtype", "bfloat16"],
+        ["--out", "a.xml", "--shape"],
+        ["--out", "a.xml", "--part", "detector"],
+        ["--out", "a.onnx", "--image", "a.png"],
+    ],
 )
 def test_bad_options_are_refused(main: Callable, options: list, capsys) -> None:
     options = [*options, 0, 64] if options[-1] == "--shape" else options
     with pytest.raises(SystemExit) as end:
         main("export.py", "no.py", *options)
     assert end.value.code == 2
-    assert "--out" in (error := capsys.readouterr().err) or "--shape" in error
+    assert re.search("error: --(out|dtype|shape|part|image) ", capsys.readouterr().err)
 
 
 def test_what_is_missing_is_named(main: Callable, swin: tuple, tmp_path: Path, capsys) -> None:

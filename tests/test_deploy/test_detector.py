@@ -1,0 +1,110 @@
+"""A whole Mask R-CNN in one file finds what mmdet's finds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from ltm_det import deploy
+from ltm_det.analysis.flops import build_detector
+from ltm_det.deploy.detector import traceable
+from ltm_det.engine.preflight import load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def build() -> Callable[..., nn.Module]:
+    """A small detector that finds a lot, in noise too."""
+
+    def of(name: str, **options: object) -> nn.Module:
+        torch.manual_seed(0)
+        detector = build_detector(load_config(str(CONFIGS / name), options)).eval()
+        with torch.no_grad():
+            for parameter in detector.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        return detector
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def detector(build: Callable) -> nn.Module:
+    return build("demo_ltm_swin_maskrcnn.py", **{"model.test_cfg.rcnn.max_per_img": 1000})
+
+
+def predict(detector: nn.Module, images: Tensor) -> InstanceData:
+    meta = dict(img_shape=SIZE, ori_shape=SIZE, batch_input_shape=SIZE, scale_factor=(1.0, 1.0))
+    with torch.no_grad():
+        (sample,) = detector.predict(images, [DetDataSample(metainfo=meta)], rescale=False)
+    return sample.pred_instances
+
+
+def assert_the_same(found: list[Tensor], expected: InstanceData) -> None:
+    boxes, scores, labels, *masks = found
+    assert len(boxes) == len(expected) > 0
+    torch.testing.assert_close(boxes, expected.bboxes, atol=0.01, rtol=0)
+    torch.testing.assert_close(scores, expected.scores, atol=1e-4, rtol=0)
+    assert torch.equal(labels, expected.labels)
+    if masks:
+        big = (boxes[:, 2:] - boxes[:, :2]).amin(-1) > 2  # pixels; others paste at random
+        pasted, _ = _do_paste_mask(masks[0][big][:, None], boxes[big], *SIZE, skip_empty=False)
+        assert big.any()
+        assert ((pasted >= 0.5) != expected.masks[big]).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"model.roi_head.mask_head": None}], ids=["mask", "box"])
+@pytest.mark.parametrize("name", ["demo_ltm_swin_maskrcnn.py", "demo_vit_maskrcnn.py"])
+def test_what_is_traced_is_mmdets(build: Callable, name: str, options: dict) -> None:
+    detector = build(name, **options)
+    whole = deploy.WholeDetector(detector)
+    for _ in range(3):
+        images = 3 * torch.randn(1, 3, *SIZE)
+        with traceable(max(SIZE) + 1), torch.no_grad():
+            found = whole(images)
+        assert len(found) == 3 + (not options)
+        assert_the_same(found, predict(detector, images))
+
+
+def test_a_file_finds_what_the_detector_finds(detector: nn.Module, tmp_path: Path) -> None:
+    """Traced on one image, it is right on others, with other numbers of objects."""
+    deploy.save_detector(detector, torch.zeros(1, 3, *SIZE), tmp_path / "whole.onnx")
+    run = deploy.load(tmp_path / "whole.onnx", threads=1)
+    counts = set()
+    for scale in (0.5, 1.0, 3.0):
+        images = scale * torch.randn(1, 3, *SIZE)
+        found = run(images)
+        assert_the_same(found, predict(detector, images))
+        counts.add(len(found[0]))
+    assert len(counts) > 1
+    with pytest.raises(ValueError, match=r"takes images of shape \[1, 3, 64, 96\], got \[2, 3,"):
+        run(torch.zeros(2, 3, *SIZE))
+
+
+def test_a_file_without_objects(build: Callable, tmp_path: Path) -> None:
+    detector = build("demo_ltm_swin_maskrcnn.py")
+    detector.roi_head.test_cfg.score_thr = 1.0
+    images = torch.randn(1, 3, *SIZE)
+    deploy.save_detector(detector, images, tmp_path / "whole.onnx")
+    shapes = [tuple(x.shape) for x in deploy.load(tmp_path / "whole.onnx")(images)]
+    assert shapes == [(0, 4), (0,), (0,), (0, 28, 28)]
+
+
+def test_what_is_not_exported_is_named(
+    build: Callable, detector: nn.Module, tmp_path: Path
+) -> None:
+    images = torch.zeros(1, 3, *SIZE)
+    with pytest.raises(ValueError, match=r"CascadeRoIHead'\] is not exported as a whole"):
+        deploy.save_detector(build("demo_ltm_swin_cascade.py"), images, tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match=r"into .onnx alone, not .*a.xml"):
+        deploy.save_detector(detector, images, tmp_path / "a.xml")
+    soft = build("demo_ltm_swin_maskrcnn.py", **{"model.test_cfg.rcnn.nms.type": "soft_nms"})
+    with pytest.raises(ValueError, match=r"test_cfg.rcnn.nms is of type 'soft_nms'"):
+        deploy.save_detector(soft, images, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
