@@ -36,7 +36,8 @@ def build() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="module")
 def detector(build: Callable) -> nn.Module:
-    return build("demo_ltm_swin_maskrcnn.py", **{"model.test_cfg.rcnn.max_per_img": 1000})
+    options = {"model.test_cfg.rcnn.max_per_img": 1000, "model.test_cfg.rcnn.score_thr": 0.9}
+    return build("demo_ltm_swin_maskrcnn.py", **options)
 
 
 def predict(detector: nn.Module, images: Tensor) -> InstanceData:
