@@ -1,6 +1,7 @@
 """Pictures of a benchmark: time against multiply-accumulates, and against the size of images."""
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def draw(
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=2 * columns)
-    figure.suptitle(title, fontsize="small")
+    lines = textwrap.wrap(title, width=60 * columns)  # characters of this size on a panel
+    figure.suptitle("\n".join(lines), fontsize="small")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     return True
