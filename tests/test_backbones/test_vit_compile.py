@@ -53,7 +53,7 @@ def test_one_graph(model, training):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("merger, training", [("dense", False), ("LTM", False), ("Pool", True)])
+@pytest.mark.parametrize("merger, training", [("LTM", False), ("Pool", True)])
 def test_one_graph_for_all_sizes(merger, training):
     """Which the second size does not compile anew."""
     model = build(MERGERS[merger], depth=4)
