@@ -9,6 +9,7 @@ Shapes: one image of H x W pixels, n proposals, K objects, h x w pixels of an ob
 """
 
 import sys
+import warnings
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def save_detector(detector: nn.Module, images: Tensor, file: str | Path) -> None
         raise ValueError(f"a whole detector goes into .onnx alone, not {file}")
     model = WholeDetector(detector).eval()
     file.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad(), traceable(max(images.shape[2:]) + 1):
+    with torch.no_grad(), traceable(max(images.shape[2:]) + 1), warnings.catch_warnings():
+        # of branches on sizes, which one file has one of
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         torch.onnx.export(
             model,
             (images,),
