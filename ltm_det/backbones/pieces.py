@@ -115,7 +115,7 @@ def attention_piece(
     proj: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """(V, N, C) to the same, see :func:`attention`."""
+    """(V, N, C) to the same, see :func:`window_attention`."""
     v, n, c = x.shape
     heads = product(x, qkv, qkv_bias).view(v, n, 3, num_heads, -1)
     q, k, value = heads.permute(2, 0, 3, 1, 4)  # each (V, nH, N, C / nH)

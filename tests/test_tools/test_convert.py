@@ -17,6 +17,7 @@ from ltm_det.analysis.calibration import relative_error
 from ltm_det.analysis.conversion import dense_backbone
 from ltm_det.analysis.flops import build_backbone, build_detector, count_backbone
 from ltm_det.analysis.unlabelled import unlabelled_batches
+from tests.test_tools.detectors import saved_detector
 
 SWIN = """
 _base_ = '{base}'
@@ -39,29 +40,14 @@ def own_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MMLogger, "_instance_dict", OrderedDict())
 
 
-def dense(tiny_config: Path, name: str, text: str) -> tuple[Path, Path]:
-    """Config and checkpoint of a dense detector."""
-    config = tiny_config.with_name(f"{name}.py")
-    config.write_text(text.format(base=tiny_config))
-    torch.manual_seed(0)
-    model = MODELS.build(Config.fromfile(config).model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    checkpoint = config.with_suffix(".pth")
-    meta = dict(dataset_meta=dict(classes=("box", "slab")))
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), checkpoint)
-    return config, checkpoint
-
-
 @pytest.fixture(scope="module")
 def swin(tiny_config: Path) -> tuple[Path, Path]:
-    return dense(tiny_config, "dense_swin", SWIN)
+    return saved_detector(tiny_config, "dense_swin", SWIN)
 
 
 @pytest.fixture(scope="module")
 def vit(tiny_config: Path) -> tuple[Path, Path]:
-    return dense(tiny_config, "dense_vit", VIT)
+    return saved_detector(tiny_config, "dense_vit", VIT)
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from ltm_det import deploy
+from tests.test_tools.detectors import saved_detector
 
 SWIN = """
 _base_ = '{base}'
@@ -35,18 +35,7 @@ def own_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def swin(tiny_config: Path) -> tuple[Path, Path]:
-    """Config and checkpoint."""
-    config = tiny_config.with_name("export_swin.py")
-    config.write_text(SWIN.format(base=tiny_config))
-    torch.manual_seed(0)
-    model = MODELS.build(Config.fromfile(config).model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    checkpoint = config.with_suffix(".pth")
-    meta = dict(dataset_meta=dict(classes=("box", "slab")))
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), checkpoint)
-    return config, checkpoint
+    return saved_detector(tiny_config, "export_swin", SWIN)
 
 
 def test_ap_with_the_file_is_that_of_the_backbone(
