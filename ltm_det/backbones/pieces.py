@@ -1,19 +1,20 @@
-"""MLP and window attention on the CPU in float32: through oneDNN, in pieces that stay in the cache.
+"""Layers on the CPU in float32: through oneDNN, in pieces that stay in the cache.
 
 torch hands float32 linear layers to its BLAS library, which on many CPUs runs at half of the speed
-of oneDNN, which torch has as well. And a tensor of more than 32 MB is new memory at each
-allocation, whose first touch costs more than the product that fills it. So tokens, whose MLPs do
-not depend on each other, and windows, whose attentions do not, are taken a few at a time. In
-training nothing is kept of a piece but its input: the rest is computed again in the backward pass.
+of oneDNN, which torch has as well. And large tensors are new memory at each allocation, whose first
+touch costs many times what is then computed in it. So tokens, whose MLPs do not depend on each
+other, and windows, whose attentions do not, are taken a few at a time, through as many layers as
+there are without a look at other windows. In training nothing is kept of a piece but its input: the
+rest is computed again in the backward pass.
 
-None of it while a graph is exported: that has torch's own operators alone.
+None of it while a graph is exported: that has torch's own operators alone. What a backbone makes of
+it: :mod:`.swin_pieces`, :mod:`.vit_pieces`, :mod:`.merge_pieces`.
 
 Shapes: T tokens, V windows (of all images), N tokens in a window, C channels, nH heads.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -52,13 +53,24 @@ def applies(x: Tensor, *layers: nn.Module) -> bool:
 
 
 def _plain(layer: nn.Module) -> bool:
-    """A linear layer of torch or of mmcv, which nothing wraps or watches."""
+    """A linear layer of torch or of mmcv, or a layer norm, which nothing wraps or watches."""
     return (
-        isinstance(layer, nn.Linear)
-        and type(layer).__name__ == "Linear"
-        and layer.weight.dtype == torch.float32
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
+        (isinstance(layer, nn.Linear) and type(layer).__name__ == "Linear")
+        or type(layer) is nn.LayerNorm
+    ) and (layer.weight is not None and layer.weight.dtype == torch.float32 and not watched(layer))
+
+
+def inference(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether they go this way without gradients and without a graph."""
+    unseen = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return not unseen and applies(x, *layers)
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether it, or a module in it, has hooks."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in module.modules()
     )
 
 
@@ -98,7 +110,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def mlp_piece(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    """(T, C) to the same."""
+    """fc2(gelu(fc1(x))), (T, C) to the same."""
     if torch.is_grad_enabled():
         return product(F.gelu(product(x, weight1, bias1)), weight2, bias2)
     return linear(linear(x, weight1, bias1, "gelu"), weight2, bias2)
@@ -108,80 +120,148 @@ def attention_piece(
     num_heads: int,
     scale: float,
     x: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
+    logits: Callable[[Tensor], Tensor | None],
     qkv: Tensor,
     qkv_bias: Tensor | None,
     proj: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """(V, N, C) to the same, see :func:`window_attention`."""
+    """Attention within windows, both projections included: (V, N, C) to the same.
+
+    ``logits`` makes what is added to the logits of queries (V, nH, N, C / nH).
+    """
     v, n, c = x.shape
     heads = product(x, qkv, qkv_bias).view(v, n, 3, num_heads, -1)
     q, k, value = heads.permute(2, 0, 3, 1, 4)  # each (V, nH, N, C / nH)
-    if mask is not None:
-        mask = mask if mask.ndim == 4 else mask[:, None]
-        bias = mask if bias is None else bias + mask
-    elif bias is not None:
-        bias = bias[None]
-    x = F.scaled_dot_product_attention(q, k, value, bias, scale=scale)
+    x = F.scaled_dot_product_attention(q, k, value, logits(q), scale=scale)
     return product(x.transpose(1, 2).reshape(v, n, c), proj, proj_bias)
 
 
-def in_pieces(function: Callable[..., Tensor], size: int, cut: Tensors, rest: Tensors) -> Tensor:
-    """``function`` of ``size`` rows of the tensors ``cut`` at a time, and of all of ``rest``."""
-    total = len(cut[0])
-    if total <= size and all(t is None or len(t) == total for t in cut):
-        return function(*cut, *rest)
-    out = torch.empty_like(cut[0], memory_format=torch.contiguous_format)
-    for start in range(0, total, size):
-        stop = min(start + size, total)
-        out[start:stop] = function(*(_rows(t, start, stop, total) for t in cut), *rest)
+def attention_size(n: int, num_heads: int, channels: int) -> int:
+    """Windows in a piece whose widest layer has so many channels."""
+    return max(1, PIECE // (n * max(channels, num_heads * n)))
+
+
+def in_pieces(
+    function: Callable[..., Tensor],
+    size: int,
+    cut: Tensors,
+    rest: Tensors = (),
+    order: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``function`` of ``size`` rows of the tensors ``cut`` at a time, and of all of ``rest``.
+
+    Args:
+        function: Its result has a row for each row of the pieces.
+        size: Rows in a piece, at most.
+        cut: The first has all rows; the others too, or rows that repeat themselves.
+        rest: Whole.
+        order: (L,), the rows of the first of ``cut`` are windows (N, C), and of each L tokens in
+            them these are taken in this order and put back to where they were. None: as they are.
+        out: Where the result goes. None: to a tensor of its own.
+    """
+    for start, stop in cuts(len(cut[0]), size):
+        own = take(cut[0], order, start, stop)
+        others = (rows(t, start, stop, len(cut[0])) for t in cut[1:])
+        piece = function(own, *others, *rest)
+        if out is None:
+            out = piece.new_empty(len(cut[0]), *piece.shape[1:])
+        put(out, order, start, stop, piece)
     return out
 
 
-def _rows(x: Tensor | None, start: int, stop: int, total: int) -> Tensor | None:
+def cuts(total: int, size: int) -> list[tuple[int, int]]:
+    """Where pieces of at most ``size`` of so many rows, about equal, start and stop."""
+    size = -(-total // -(-total // size))
+    return [(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def rows(x: Tensor | None, start: int, stop: int, total: int) -> Tensor | None:
     """Rows of one that has all, or of one that repeats itself until there are ``total``."""
     if x is None or len(x) == total:
         return None if x is None else x[start:stop]
     return x[torch.arange(start, stop) % len(x)]
 
 
+def take(x: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor:
+    """Rows of x, of windows those of their tokens in this order, see :func:`in_pieces`."""
+    if order is None:
+        return x[start:stop]
+    at = _at(order, start * x.shape[1], stop * x.shape[1])
+    return x.flatten(0, 1).index_select(0, at).view(-1, *x.shape[1:])
+
+
+def put(x: Tensor, order: Tensor | None, start: int, stop: int, piece: Tensor) -> None:
+    """What `take` takes becomes ``piece``."""
+    if order is None:
+        x[start:stop] = piece
+    else:
+        at = _at(order, start * x.shape[1], stop * x.shape[1])
+        x.view(-1, *x.shape[2:]).index_copy_(0, at, piece.flatten(0, 1))
+
+
+def _at(order: Tensor, start: int, stop: int) -> Tensor:
+    """Indices ``start`` to ``stop`` - 1 of an order that goes on in the same way."""
+    if stop <= len(order):
+        return order[start:stop]
+    index = torch.arange(start, stop)
+    return order[index % len(order)] + index // len(order) * len(order)
+
+
 class Recomputed(torch.autograd.Function):
     """:func:`in_pieces` with gradients; keeps its arguments alone. What repeats itself has none."""
 
     @staticmethod
-    def forward(ctx: Any, function: Callable, size: int, cuts: int, *tensors: Tensor) -> Tensor:
-        ctx.function, ctx.size, ctx.cuts = function, size, cuts
+    def forward(
+        ctx: Any,
+        function: Callable,
+        size: int,
+        order: Tensor | None,
+        cut: int,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        ctx.function, ctx.size, ctx.order, ctx.cut = function, size, order, cut
         ctx.save_for_backward(*tensors)
-        return in_pieces(function, size, tensors[:cuts], tensors[cuts:])
+        return in_pieces(function, size, tensors[:cut], tensors[cut:], order)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        needs, tensors, cuts = ctx.needs_input_grad[3:], ctx.saved_tensors, ctx.cuts
+        needs, tensors, order = ctx.needs_input_grad[4:], ctx.saved_tensors, ctx.order
         learning = [i for i, need in enumerate(needs) if need]
         found = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needs)]
         total = len(gradient)
-        for start in range(0, total, ctx.size):
-            stop = min(start + ctx.size, total)
-            own = [_rows(t, start, stop, total) for t in tensors[:cuts]] + [*tensors[cuts:]]
+        for start, stop in cuts(total, ctx.size):
+            own = [take(tensors[0], order, start, stop)]
+            own += [rows(t, start, stop, total) for t in tensors[1 : ctx.cut]]
+            own += tensors[ctx.cut :]
             for i in learning:
                 own[i] = own[i].detach().requires_grad_()
             with torch.enable_grad():
                 out = ctx.function(*own)
-            gradients = torch.autograd.grad(out, [own[i] for i in learning], gradient[start:stop])
+            of_out = take(gradient, order, start, stop)
+            gradients = torch.autograd.grad(out, [own[i] for i in learning], of_out)
             for i, value in zip(learning, gradients, strict=True):
-                (found[i][start:stop] if i < cuts else found[i]).add_(value)
-        return None, None, None, *found
+                if i >= ctx.cut:
+                    found[i].add_(value)
+                else:
+                    put(found[i], order if i == 0 else None, start, stop, value)
+        return None, None, None, None, *found
 
 
-def run(function: Callable[..., Tensor], size: int, cut: Tensors, rest: Tensors) -> Tensor:
+def run(
+    function: Callable[..., Tensor],
+    size: int,
+    cut: Tensors,
+    rest: Tensors = (),
+    order: Tensor | None = None,
+) -> Tensor:
     """:func:`in_pieces`, with gradients where there are any to be had."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*cut, *rest)):
-        return Recomputed.apply(function, size, len(cut), *cut, *rest)
+        return Recomputed.apply(function, size, order, len(cut), *cut, *rest)
     with torch.no_grad():
-        return in_pieces(function, size, cut, rest)
+        return in_pieces(function, size, cut, rest, order)
 
 
 def _mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
@@ -189,28 +269,9 @@ def _mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tens
     return run(mlp_piece, size, [x], [weight1, bias1, weight2, bias2])
 
 
-def _attention(
-    x: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    proj: Tensor,
-    proj_bias: Tensor,
-    num_heads: int,
-    scale: float,
-) -> Tensor:
-    piece = partial(attention_piece, num_heads, scale)
-    n = x.shape[1]
-    size = max(1, PIECE // (n * max(len(qkv), num_heads * n)))
-    return run(piece, size, [x, mask], [bias, qkv, qkv_bias, proj, proj_bias])
-
-
 # For torch.compile: pieces inside are not seen. They have no gradients.
 _mlp_op = torch.library.custom_op("ltm_det::mlp", _mlp, mutates_args=())
 _mlp_op.register_fake(lambda x, *_: torch.empty_like(x))
-_attention_op = torch.library.custom_op("ltm_det::window_attention", _attention, mutates_args=())
-_attention_op.register_fake(lambda x, *_: torch.empty_like(x))
 
 
 def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
@@ -220,26 +281,9 @@ def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
     return run(rows, fc1.weight, fc1.bias, fc2.weight, fc2.bias).view(x.shape)
 
 
-def window_attention(
-    x: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    qkv: nn.Linear,
-    proj: nn.Linear,
-    num_heads: int,
-    scale: float,
-) -> Tensor:
-    """Attention within windows with both projections, (V, N, C) to the same.
-
-    Args:
-        x: The windows' tokens.
-        mask: Added to the logits, (V, N, N) or (V, 1, N), or (W, N, N) where V = B * W and it is
-            the same for all images; with nH before N where heads differ. None for nothing.
-        bias: (nH, N, N), added to the logits in all windows. None for nothing.
-        qkv: C to 3C channels: queries, keys, values, each head by head.
-        proj: C to C channels.
-        num_heads: nH.
-        scale: Of the logits.
-    """
-    run = _attention_op if torch.compiler.is_compiling() else _attention
-    return run(x, mask, bias, qkv.weight, qkv.bias, proj.weight, proj.bias, num_heads, scale)
+def norm(x: Tensor, layer: nn.LayerNorm, out: Tensor) -> Tensor:
+    """A layer norm of (B, L, C) into ``out``, both in any memory layout. Without gradients."""
+    size = max(1, PIECE // x.shape[-1])
+    for image, target in zip(x, out):
+        in_pieces(layer, size, [image], out=target)
+    return out

@@ -18,7 +18,14 @@ from mmengine.model import BaseModule, ModuleList
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from ltm_det.backbones.swin_layers import GridlessSwinBlock, LTMSwinBlock, merge_patches
+from ltm_det.backbones.merge_pieces import merge
+from ltm_det.backbones.swin_layers import (
+    GridlessSwinBlock,
+    LTMSwinBlock,
+    embed_patches,
+    merge_patches,
+    normed_map,
+)
 from ltm_det.backbones.swin_weights import SWIN
 from ltm_det.backbones.weights import AccountedLoading
 from ltm_det.backbones.windows import WindowGrid
@@ -106,7 +113,7 @@ class LTMSwinStage(BaseModule):
                     x, state = block(x, grid, state)
             else:
                 merger = self.mergers[str(span.start)]
-                merging, state = merger(x, state, grid.valid(x.device))
+                merging, state = merge(merger, x, state, grid.valid(x.device))
                 y = y0 = merging.merge(x)  # (B, W, P, C)
                 for block in blocks:
                     y, _ = block(y, grid.merged(span.side), key_bias=merging.key_bias)
@@ -239,7 +246,7 @@ class LTMSwin(AccountedLoading, SwinTransformer):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) of any size to the maps (B, C_i, H_i, W_i) of ``out_indices``."""
-        x, hw = self.patch_embed(x)
+        x, hw = embed_patches(self.patch_embed, x)
         if self.use_abs_pos_embed:
             x = x + self._resized_pos_embed(hw)
         x = self.drop_after_pos(x)
@@ -248,8 +255,7 @@ class LTMSwin(AccountedLoading, SwinTransformer):
             out_hw = hw
             x, hw, out = stage(x, hw)
             if i in self.out_indices:
-                out = getattr(self, f"norm{i}")(out)
-                outs.append(out.transpose(1, 2).unflatten(2, out_hw).contiguous())
+                outs.append(normed_map(out, getattr(self, f"norm{i}"), out_hw))
         return outs
 
     def _resized_pos_embed(self, hw: tuple[int, int]) -> Tensor:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint as cp
+from mmcv.cnn.bricks import DropPath
 from mmdet.models.backbones.swin import ShiftWindowMSA, SwinBlock, WindowMSA
-from mmdet.models.layers import PatchMerging
+from mmdet.models.layers import PatchEmbed, PatchMerging
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ltm_det.backbones import pieces
+from ltm_det.backbones import pieces, swin_pieces
 from ltm_det.backbones.cues import attention_cues
 from ltm_det.backbones.swin_weights import relative_position_index
 from ltm_det.backbones.windows import WindowGrid
@@ -64,7 +65,7 @@ class WindowAttention(BaseModule):
         if dropout == 0 and pieces.applies(x, self.qkv, self.proj):
             mask, bias = (mask, self.position_bias()) if bias is None else (bias, None)
             own = (self.qkv, self.proj, self.num_heads, self.scale)
-            x = pieces.window_attention(x.flatten(0, 1), mask, bias, *own)
+            x = swin_pieces.window_attention(x.flatten(0, 1), mask, bias, *own)
             return self.proj_drop(x.view(b, w, n, c))
         if bias is None:
             bias = self.position_bias()[None]
@@ -87,18 +88,23 @@ class ShiftedWindowAttention(BaseModule):
 
     def forward(self, x: Tensor, grid: WindowGrid, key_bias: Tensor | None = None) -> Tensor:
         """(B, W, N, C) to the same; key_bias is (W, N) or (B, W, N)."""
-        mask = self.mask(grid, x)
-        if key_bias is not None:
-            key_bias = key_bias.expand(x.shape[:-1]).unsqueeze(-1)
-            key_bias = grid.roll(key_bias, -self.shift).transpose(-1, -2)  # (B, W, 1, N)
-            mask = key_bias if mask is None else mask + key_bias
+        mask = self.mask(grid, x, key_bias)
         x = grid.roll(x, -self.shift)
         x = grid.roll(self.w_msa(x, mask), self.shift)
         return self.drop(x)
 
-    def mask(self, grid: WindowGrid, x: Tensor) -> Tensor | None:
-        """(W, N, N), the shift mask in the dtype of x; None where there is no shift."""
-        return grid.shift_mask(self.shift, x.device).to(x.dtype) if self.shift else None
+    def mask(self, grid: WindowGrid, x: Tensor, key_bias: Tensor | None = None) -> Tensor | None:
+        """What is added to the logits in the windows of x, in its dtype, or None for nothing.
+
+        (W, N, N) where windows are shifted, (B, W, 1, N) where there is a bias of keys (W, N) or
+        (B, W, N), (B, W, N, N) for both.
+        """
+        mask = grid.shift_mask(self.shift, x.device).to(x.dtype) if self.shift else None
+        if key_bias is None:
+            return mask
+        key_bias = key_bias.expand(x.shape[:-1]).unsqueeze(-1)
+        key_bias = grid.roll(key_bias, -self.shift).transpose(-1, -2)  # (B, W, 1, N)
+        return key_bias if mask is None else mask + key_bias
 
 
 class LTMSwinBlock(BaseModule):
@@ -135,6 +141,8 @@ class LTMSwinBlock(BaseModule):
     def _forward(
         self, x: Tensor, grid: WindowGrid, state: Any, key_bias: Tensor | None
     ) -> tuple[Tensor, Any]:
+        if self.in_pieces(x):
+            return self.forward_in_pieces(x, grid, key_bias), state
         valid = grid.valid(x.device)
         z = zero_padding(self.norm1(x), valid)
         x = x + self.attn(z, grid, key_bias)
@@ -143,13 +151,62 @@ class LTMSwinBlock(BaseModule):
             merging, state = self.merger(x, state, valid, self.cues(z, valid))
         return merging.update(x, self.mlp(self.norm2(merging.merge(x)))), state
 
+    def in_pieces(self, x: Tensor) -> bool:
+        """Whether `forward_in_pieces` serves x: nothing inside merges, drops out or is watched."""
+        msa, ffn, norms = self.attn.w_msa, self.ffn, (self.norm1, self.norm2)
+        (fc1, act, drop), fc2, _ = ffn.layers
+        dropouts = msa.attn_drop, msa.proj_drop, drop
+        return (
+            self.merger is None
+            and pieces.applies(x, *norms, msa.qkv, msa.proj, fc1, fc2)
+            and self.norm1.eps == self.norm2.eps
+            and is_gelu(act)
+            and isinstance(ffn.gamma2, nn.Identity)
+            and not (self.training and any(layer.p > 0 for layer in dropouts))
+            and all(isinstance(d, (DropPath, nn.Identity)) for d in self.drop_paths)
+            and not any(map(pieces.watched, self.children()))
+        )
+
+    @property
+    def drop_paths(self) -> tuple[nn.Module, nn.Module]:
+        """Of the attention and of the MLP."""
+        return self.attn.drop, self.ffn.dropout_layer
+
+    def forward_in_pieces(
+        self, x: Tensor, grid: WindowGrid, key_bias: Tensor | None = None
+    ) -> Tensor:
+        """As `forward`, see :mod:`.pieces`: some windows at a time, through the whole block."""
+        b, w, n, c = x.shape
+        shift, msa = self.attn.shift, self.attn.w_msa
+        mask = self.attn.mask(grid, x, key_bias)
+        if mask is not None and mask.ndim == 4:
+            mask = mask.expand(b, w, -1, -1).flatten(0, 1)
+        kept = None
+        if self.training and any(getattr(d, "drop_prob", 0) > 0 for d in self.drop_paths):
+            kept = torch.cat([drop(x.new_ones(b, 1, 1)) for drop in self.drop_paths], dim=-1)
+            kept = kept.expand(-1, w, -1).flatten(0, 1)
+        (fc1, _, _), fc2, _ = self.ffn.layers
+        layers = self.norm1, msa.qkv, msa.proj, self.norm2, fc1, fc2
+        tensors = [t for layer in layers for t in (layer.weight, layer.bias)]
+        x = swin_pieces.swin_block(
+            x.flatten(0, 1),
+            grid.roll_order(-shift, x.device),
+            mask,
+            grid.rolled_valid(shift, x.device),
+            kept,
+            swin_pieces.Block(msa.position_bias(), *tensors),
+            msa.num_heads,
+            msa.scale,
+            self.norm1.eps,
+        )
+        return x.view(b, w, n, c)
+
     def mlp(self, x: Tensor) -> Tensor:
         """The MLP of (*, C)."""
         ffn = self.ffn
         (fc1, act, drop), fc2, _ = ffn.layers
-        exact = type(act) is nn.GELU and act.approximate == "none"
         dropped = self.training and drop.p > 0
-        if not exact or dropped or ffn._forward_hooks or not pieces.applies(x, fc1, fc2):
+        if not is_gelu(act) or dropped or ffn._forward_hooks or not pieces.applies(x, fc1, fc2):
             return ffn(x)
         return ffn.dropout_layer(ffn.gamma2(pieces.mlp(x, fc1, fc2)))
 
@@ -191,6 +248,31 @@ class GridlessSwinBlock(LTMSwinBlock):
         return bias if merging.key_bias is None else bias + merging.key_bias[..., None, None, :]
 
 
+def is_gelu(act: nn.Module) -> bool:
+    """Whether it is the exact one."""
+    return type(act) is nn.GELU and act.approximate == "none"
+
+
+def embed_patches(patches: PatchEmbed, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """mmdet's patch embedding, images (B, 3, h, w) to tokens (B, H * W, C) and (H, W)."""
+    if pieces.watched(patches) or not pieces.inference(x, patches.norm):
+        return patches(x)
+    if patches.adap_padding is not None:
+        x = patches.adap_padding(x)
+    x = patches.projection(x)
+    hw, tokens = tuple(x.shape[2:]), x.flatten(2).transpose(1, 2)
+    return pieces.norm(tokens, patches.norm, out=x.new_empty(tokens.shape)), hw
+
+
+def normed_map(x: Tensor, norm: nn.Module, hw: tuple[int, int]) -> Tensor:
+    """The norm of tokens (B, H * W, C), as a map (B, C, H, W)."""
+    if not pieces.inference(x, norm):
+        return norm(x).transpose(1, 2).unflatten(2, hw).contiguous()
+    out = x.new_empty(x.shape[0], x.shape[2], *hw)
+    pieces.norm(x, norm, out=out.flatten(2).transpose(1, 2))
+    return out
+
+
 def merge_patches(patches: PatchMerging, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Any]:
     """mmdet's patch merging, (B, H * W, C) to (B, H' * W', D) and (H', W').
 
@@ -207,17 +289,17 @@ def merge_patches(patches: PatchMerging, x: Tensor, hw: tuple[int, int]) -> tupl
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
     rows, columns = (height + 1) // 2, (width + 1) // 2
     x = x.unflatten(2, (columns, 2)).unflatten(1, (rows, 2)).transpose(2, 3)  # (B, R, S, 2, 2, C)
-    x = x.flatten(3).flatten(1, 2)
 
     def reorder(weight: Tensor) -> Tensor:  # the last axis, from (C, row, column)
         return weight.unflatten(-1, (c, 4)).transpose(-1, -2).flatten(-2)
 
-    x = F.layer_norm(x, norm.normalized_shape, reorder(norm.weight), reorder(norm.bias), norm.eps)
     reduction = patches.reduction
-    weight = reorder(reduction.weight)
+    scale, offset, weight = map(reorder, (norm.weight, norm.bias, reduction.weight))
     # inductor has no oneDNN product with weights that are computed
-    if pieces.applies(x, reduction) and not torch.compiler.is_compiling():
-        return pieces.product(x, weight, reduction.bias), (rows, columns)
+    if pieces.applies(x, norm, reduction) and not torch.compiler.is_compiling():
+        x = swin_pieces.patch_merging(x, scale, offset, norm.eps, weight, reduction.bias)
+        return x, (rows, columns)
+    x = F.layer_norm(x.flatten(3).flatten(1, 2), norm.normalized_shape, scale, offset, norm.eps)
     return F.linear(x, weight, reduction.bias), (rows, columns)
 
 

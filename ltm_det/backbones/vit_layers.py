@@ -75,14 +75,16 @@ class TokenMap(NamedTuple):
             attn, z = reader.attn, here.partition(reader.norm1(x))
             cues = attention_cues(attn.qkv, attn.num_heads, z, merger.reads, valid, self.size)
         windows, _ = merger(tokens, None, valid, cues)
-        detail, at = windows.detail, None
+        at = None
         if not merger.keeps_grid:
             at = windows.mean_of(self.places(x).expand(*tokens.shape[:2], -1, -1))
         merging = Merging(
             merge=lambda x: there.reverse(windows.merge(here.partition(x))),
             unmerge=lambda y: here.reverse(windows.unmerge(there.partition(y))),
             key_bias=windows.key_bias,
-            detail=None if detail is None else here.reverse(detail),
+            restore=lambda x, change: here.reverse(
+                windows.update(here.partition(x), there.partition(change))
+            ),
         )
         return merging, TokenMap(there, self.dense, windows.key_bias, at, windows.size)
 
@@ -180,10 +182,9 @@ class RelPosAttention(Attention):
         self, x: Tensor, mask: Tensor | None, rows: Tensor | None, columns: Tensor | None
     ) -> Tensor:
         """As `attend`, see :mod:`.pieces`: some windows at a time."""
-        n = x.shape[1]
-        size = max(1, pieces.PIECE // (n * max(len(self.qkv.weight), self.num_heads * n)))
+        size = pieces.attention_size(x.shape[1], self.num_heads, 3 * x.shape[2])
         weights = [self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias]
-        piece = partial(window_piece, self.num_heads)
+        piece = partial(window_piece, self.num_heads, self.scale)
         return pieces.run(piece, size, [x, mask], [rows, columns, *weights])
 
     def scattered_bias(self, q: Tensor, at: Tensor, lengths: tuple[int, int]) -> Tensor:

@@ -35,21 +35,19 @@ def position_bias(q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def window_piece(
     num_heads: int,
+    scale: float,
     x: Tensor,
     mask: Tensor | None,
     rows: Tensor | None,
     columns: Tensor | None,
-    qkv: Tensor,
-    qkv_bias: Tensor | None,
-    proj: Tensor,
-    proj_bias: Tensor,
+    *layers: Tensor | None,
 ) -> Tensor:
     """Attention within windows, both projections included: (V, N, C) to the same."""
-    b, n, c = x.shape
-    heads = pieces.product(x.reshape(b * n, c), qkv, qkv_bias).view(b, n, 3, num_heads, -1)
-    q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (V, nH, N, D)
-    x = F.scaled_dot_product_attention(q, k, v, logits_bias(q, mask, rows, columns))
-    return pieces.product(x.transpose(1, 2).reshape(b * n, c), proj, proj_bias).view(b, n, c)
+
+    def logits(q: Tensor) -> Tensor | None:
+        return logits_bias(q, mask, rows, columns)
+
+    return pieces.attention_piece(num_heads, scale, x, logits, *layers)
 
 
 def rows_piece(

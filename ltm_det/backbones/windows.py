@@ -56,6 +56,14 @@ class WindowGrid(NamedTuple):
 
     def partition(self, x: Tensor) -> Tensor:
         """(B, H * W, C) to window layout; padded tokens are zero."""
+        if tracing():
+            return self._partition(x)
+        there, back = _partition_order(self, x.device), _reverse_order(self, x.device)
+        x = Gathered.apply(x, there, back)
+        return x.unflatten(1, (self.rows * self.columns, self.window**2))
+
+    def _partition(self, x: Tensor) -> Tensor:
+        """As `partition`, by copies."""
         height, width, m = self.rows * self.window, self.columns * self.window, self.window
         x = x.unflatten(1, (self.height, self.width))
         if self.padded:  # else a copy
@@ -65,6 +73,13 @@ class WindowGrid(NamedTuple):
 
     def reverse(self, x: Tensor) -> Tensor:
         """Window layout to (B, H * W, C); padded tokens are cut off."""
+        if tracing():
+            return self._reverse(x)
+        there, back = _reverse_order(self, x.device), _partition_order(self, x.device)
+        return Gathered.apply(x.flatten(1, 2), there, back)
+
+    def _reverse(self, x: Tensor) -> Tensor:
+        """As `reverse`, by copies."""
         x = self._to_map(x)
         return x[:, : self.height, : self.width].flatten(1, 2)
 
@@ -74,13 +89,18 @@ class WindowGrid(NamedTuple):
             return x
         if tracing():
             return self._roll_map(x, shift)
-        return Rolled.apply(x, self, shift)
+        there, back = self.roll_order(shift, x.device), self.roll_order(-shift, x.device)
+        return Gathered.apply(x.flatten(1, 2), (there, None), (back, None)).view(x.shape)
+
+    def roll_order(self, shift: int, device: torch.device) -> Tensor | None:
+        """(W * N,), from where each token comes in `roll`; None where there is no roll."""
+        return _roll_order(self, shift, device) if shift else None
 
     def _roll_map(self, x: Tensor, shift: int) -> Tensor:
         """As `roll`, by torch's operator on the map."""
         x = self._to_map(x).roll((shift, shift), (1, 2))
         full = WindowGrid(x.shape[1], x.shape[2], self.window)
-        return full.partition(x.flatten(1, 2))
+        return full._partition(x.flatten(1, 2))
 
     def no_merging(self) -> Merging:
         """Keeps all real tokens and drops padded ones: what a dense block's MLP works on."""
@@ -113,17 +133,24 @@ def _ceil_div(a: int, b: int) -> int:
     return (a + b - 1) // b
 
 
-class Rolled(torch.autograd.Function):
-    """`WindowGrid.roll` as one gather instead of three copies; its gradient rolls back."""
+# From where each token comes, (L',), and which of them come from nowhere, or None.
+Order = tuple[Tensor, Tensor | None]
+
+
+class Gathered(torch.autograd.Function):
+    """Tokens (B, L, C) in another order, (B, L', C), by one gather instead of several copies; the
+    gradient goes back by another one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: WindowGrid, shift: int) -> Tensor:
-        ctx.grid, ctx.shift = grid, shift
-        return x.flatten(1, 2).index_select(1, _roll_index(grid, shift, x.device)).view(x.shape)
+    def forward(ctx: Any, x: Tensor, there: Order, back: Order) -> Tensor:
+        ctx.orders = back, there
+        order, padding = there
+        x = x.index_select(1, order)
+        return x if padding is None else x.index_fill_(1, padding, 0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return Rolled.apply(gradient, ctx.grid, -ctx.shift), None, None
+        return Gathered.apply(gradient, *ctx.orders), None, None
 
 
 def tracing() -> bool:
@@ -131,18 +158,18 @@ def tracing() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def cached_by_size(maxsize: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def cached_by_size(maxsize: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Caches what depends on the size of the input alone; in a graph it is computed.
 
     It is made outside of inference mode, since a tensor made inside could not take part in training
     later.
     """
 
-    def decorate(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def decorate(make: Callable[..., Any]) -> Callable[..., Any]:
         cached = lru_cache(maxsize)(torch.inference_mode(False)(make))
 
         @wraps(make)
-        def get(*key: Any) -> Tensor:
+        def get(*key: Any) -> Any:
             return make(*key) if tracing() else cached(*key)
 
         get.cache_clear = cached.cache_clear
@@ -155,7 +182,7 @@ def cached_by_size(maxsize: int) -> Callable[[Callable[..., Tensor]], Callable[.
 @cached_by_size(64)
 def _valid(grid: WindowGrid, device: torch.device) -> Tensor:
     ones = torch.ones(1, grid.height * grid.width, 1, device=device)
-    return grid.partition(ones)[0, :, :, 0] > 0
+    return grid._partition(ones)[0, :, :, 0] > 0
 
 
 @cached_by_size(64)
@@ -164,7 +191,22 @@ def _rolled_valid(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
 
 
 @cached_by_size(64)
-def _roll_index(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
+def _partition_order(grid: WindowGrid, device: torch.device) -> Order:
+    tokens = torch.arange(1, grid.height * grid.width + 1, device=device)
+    order = grid._partition(tokens.view(1, -1, 1)).flatten()
+    padding = order.argsort()[: len(order) - tokens.numel()] if grid.padded else None
+    return (order - 1).clamp(min=0), padding
+
+
+@cached_by_size(64)
+def _reverse_order(grid: WindowGrid, device: torch.device) -> Order:
+    count = grid.rows * grid.columns * grid.window**2
+    tokens = torch.arange(count, device=device).view(1, -1, grid.window**2, 1)
+    return grid._reverse(tokens).flatten(), None
+
+
+@cached_by_size(64)
+def _roll_order(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
     """(W * N,), from where in window layout each token comes when the map is rolled by shift."""
     count = grid.rows * grid.columns * grid.window**2
     index = torch.arange(count, device=device).view(1, -1, grid.window**2, 1)
@@ -180,7 +222,7 @@ def _regions(grid: WindowGrid, shift: int, device: torch.device) -> Tensor:
         return (position >= length - shift).long()
 
     region = 2 * brought(full.height)[:, None] + brought(full.width)  # (H, W)
-    region = full.partition(region.reshape(1, -1, 1))[0, :, :, 0]  # (W, N)
+    region = full._partition(region.reshape(1, -1, 1))[0, :, :, 0]  # (W, N)
     return F.one_hot(region, 4).float()
 
 

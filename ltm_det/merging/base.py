@@ -45,23 +45,23 @@ class Merging(NamedTuple):
         unmerge: Maps (*, P, C) to (*, N, C).
         key_bias: (*, P), what attention among the merged tokens adds to the logits of each key, or
             None for nothing. A token that no real token feeds has a bias that shuts it out.
-        detail: (*, N, C), what is added to the tokens beside the merged ones' update, or None.
         size: (*, P), how many real tokens each merged one stands for, or None if that is not kept.
         average: Maps (*, N, C) to (*, P, C): the mean over a merged token's sources of anything
             that belongs to tokens, such as their places. None: as ``merge``.
+        restore: Maps tokens (*, N, C) and the change of the merged ones (*, P, C) to the tokens
+            after it. None: x + unmerge(change).
     """
 
     merge: Callable[[Tensor], Tensor]
     unmerge: Callable[[Tensor], Tensor]
     key_bias: Tensor | None = None
-    detail: Tensor | None = None
     size: Tensor | None = None
     average: Callable[[Tensor], Tensor] | None = None
+    restore: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def update(self, x: Tensor, change: Tensor) -> Tensor:
         """Tokens x (*, N, C) after the merged ones changed by ``change`` (*, P, C)."""
-        x = x + self.unmerge(change)
-        return x if self.detail is None else x + self.detail
+        return x + self.unmerge(change) if self.restore is None else self.restore(x, change)
 
     def mean_of(self, x: Tensor) -> Tensor:
         """(*, N, C) to (*, P, C), see ``average``."""
@@ -158,10 +158,22 @@ def matrix_merging(
     key_bias = None
     if shut_empty:
         key_bias = torch.zeros_like(size, dtype=dtype).masked_fill(size <= 0, SHUT)
+
+    def unmerge(y: Tensor) -> Tensor:
+        return (restore @ y).to(y.dtype)
+
+    def add(x: Tensor, change: Tensor) -> Tensor:
+        same = x.dtype == change.dtype == restore.dtype and x.shape[:-1] == restore.shape[:-1]
+        if not same or x.ndim < 3 or torch.is_autocast_enabled(x.device.type):
+            return x + unmerge(change)
+        batches = (t.flatten(0, -3) for t in (x, restore, change))
+        return torch.baddbmm(*batches).view(x.shape)  # one pass over x
+
     return Merging(  # in the features' dtype under AMP too, so that updates add up in it
         merge=lambda x: (weights.transpose(-1, -2) @ x).to(x.dtype),
-        unmerge=lambda y: (restore @ y).to(y.dtype),
+        unmerge=unmerge,
         key_bias=key_bias,
+        restore=add,
     )
 
 

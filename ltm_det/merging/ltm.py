@@ -199,7 +199,7 @@ class LTM(Merger):
                 sources = sources * cues.size.unsqueeze(-1)
             merging = count_sources(merging, sources.sum(-2), x.dtype)
         if self.width:
-            merging = merging._replace(detail=self._detail(z.to(x.dtype), merging))
+            merging = self._with_detail(merging, z.to(x.dtype))
         return merging, logits
 
     def _step(self, z: Tensor, scaled: Tensor, real: Tensor | None) -> Tensor:
@@ -215,10 +215,15 @@ class LTM(Merger):
         alike = z @ merged.transpose(-1, -2) / self.dim
         return self.log_affinity.to(z.dtype).exp() * (2 * alike - length)
 
-    def _detail(self, z: Tensor, merging: Merging) -> Tensor:
-        """(I - G G^T) gelu(Z V) W, (*, N, C): zero where all tokens are alike."""
-        hidden = F.gelu(z @ self.detail_in).to(z.dtype)  # narrow before it is merged
-        return ((hidden - merging.unmerge(merging.merge(hidden))) @ self.detail_out).to(z.dtype)
+    def _with_detail(self, merging: Merging, z: Tensor) -> Merging:
+        """Restoring adds (I - G G^T) gelu(Z V) W, (*, N, C): zero where all tokens are alike."""
+        hidden = F.gelu(z @ self.detail_in).to(z.dtype)
+        own = hidden - merging.unmerge(merging.merge(hidden))  # narrow until it is added
+
+        def restore(x: Tensor, change: Tensor) -> Tensor:
+            return merging.update(x, change) + (own @ self.detail_out).to(x.dtype)
+
+        return merging._replace(restore=restore)
 
     def _scaled(self, logits: Tensor, alive: Tensor | None) -> Tensor:
         """S / temperature, far below all else where a cell of padding alone is nobody's choice."""

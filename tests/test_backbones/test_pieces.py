@@ -5,11 +5,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ltm_det.backbones import pieces
+from ltm_det.backbones import pieces, swin_pieces
+from ltm_det.backbones.merge_pieces import merge
 from ltm_det.backbones.swin_layers import merge_patches
+from ltm_det.merging import LTM
+from ltm_det.merging.ltm import MASKS
 from tests.test_backbones.swin_cases import MINI, build, reference_of
 
 pytestmark = pytest.mark.skipif(not pieces.HAS_ONEDNN, reason="torch was built without oneDNN")
+
+
+BACKBONES = [
+    None,
+    dict(type="Pool"),
+    dict(type="ToMe"),
+    dict(type="LTM", affinity=1),
+    dict(type="LTM", affinity=1, scope="block"),
+]
 
 
 @pytest.fixture(params=[1, 3, 1000], ids="{} rows".format)
@@ -60,7 +72,7 @@ def test_window_attention(piece, shape, qkv_bias):
         return proj((logits.softmax(-1) @ v).transpose(1, 2).reshape(6, 4, 16))
 
     def ours(x):
-        return pieces.window_attention(x, mask, bias, qkv, proj, 2, 0.3)
+        return swin_pieces.window_attention(x, mask, bias, qkv, proj, 2, 0.3)
 
     x = torch.randn(6, 4, 16)
     assert_same(with_gradients(ours, x, learned), with_gradients(slow, x, learned))
@@ -87,7 +99,7 @@ def test_only_plain_layers_in_float32_go_this_way():
 
 
 @pytest.mark.parametrize("with_cp", [False, True])
-@pytest.mark.parametrize("merger", [None, dict(type="Pool"), dict(type="ToMe")], ids=str)
+@pytest.mark.parametrize("merger", BACKBONES, ids=str)
 def test_backbone(piece, merger, with_cp, monkeypatch):
     """Features and gradients as without pieces, padding and shifts included."""
     model = build(merger, with_cp=with_cp)
@@ -100,6 +112,73 @@ def test_backbone(piece, merger, with_cp, monkeypatch):
     ours = with_gradients(run, images, learned)
     monkeypatch.setattr(pieces, "HAS_ONEDNN", False)
     assert_same(ours, with_gradients(run, images, learned), near=1e-3)
+
+
+def test_stochastic_depth_draws_as_without_pieces(piece, monkeypatch):
+    model = build(dict(type="Pool"), drop_path_rate=0.5).train()
+    images, found = torch.randn(4, 3, 38, 53), []
+    for there in (pieces.HAS_ONEDNN, False):
+        monkeypatch.setattr(pieces, "HAS_ONEDNN", there)
+        torch.manual_seed(0)
+        found.append(torch.cat([m.flatten() for m in model(images)]))
+    assert_same(*([out] for out in found), near=1e-3)
+    assert (model(images)[0] - model(images)[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("module", ["attn", "attn.w_msa.qkv", "norm2", "ffn", "ffn.layers.1"])
+def test_what_is_watched_runs_as_a_module(module):
+    """A hook inside a block is called, and what it returns counts."""
+    model, images = build(None), torch.randn(1, 3, 38, 53)
+    watched = model.stages[0].blocks[1].get_submodule(module)
+    with torch.no_grad():
+        before, seen = model(images)[1], []
+        handle = watched.register_forward_hook(lambda *args: seen.append(args[2]))
+        assert_same([model(images)[1]], [before])
+        handle.remove()
+        watched.register_forward_hook(lambda module, inputs, out: 2 * out)
+        assert (model(images)[1] - before).abs().max() > 1e-2
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("options", [dict(), dict(proportional=False), dict(detail=0)], ids=str)
+def test_merging(piece, mask, padded, options):
+    """Two images of three windows; a chain of two mergers, of which either may go in pieces."""
+    place = dict(dim=16, window=4, tokens=9, mask=mask, affinity=1.0, **options)
+    first, second = (LTM(chained=chained, **place).eval() for chained in (False, True))
+    for parameter in [*first.parameters(), *second.parameters()]:
+        nn.init.normal_(parameter, std=0.3)
+    valid = None
+    if padded:
+        valid = (torch.arange(16) % 4 < 2) | torch.tensor([[True], [False], [True]])
+    x, y = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 9, 16)
+
+    def chain(*ways):
+        state = None
+        for way, merger in zip(ways, (first, second)):
+            merging, state = way(merger, x, state, valid)
+        fields = [merging.key_bias, merging.size]
+        fields = [f if f is None else f.expand(2, 3, 9) for f in fields]
+        if fields[0] is not None and not fields[0].any():
+            fields[0] = None
+        return [
+            merging.merge(x),
+            merging.unmerge(y),
+            merging.mean_of(x),
+            merging.update(x, y),
+            *fields,
+        ]
+
+    def whole(*args):
+        with torch.enable_grad():  # never in pieces
+            return merge(*args)
+
+    with torch.no_grad():
+        expected = chain(whole, whole)
+        assert_same(chain(merge, merge), expected)
+        assert_same(chain(merge, whole), expected)
+        assert_same(chain(whole, merge), expected)
 
 
 def test_dense_backbone_is_mmdets(piece):

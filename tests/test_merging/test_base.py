@@ -74,17 +74,25 @@ def test_no_merging_leaves_pairs_and_adds_changes():
 
 
 @pytest.mark.parametrize("leading", [(), (2, 4)], ids=str)
-@pytest.mark.parametrize("detailed", [False, True])
-def test_tokens_gain_the_change_and_what_is_their_own(leading, detailed):
-    own = torch.randn(*leading, N, C) if detailed else None
-    merging, _, restore = some_merging(*leading, detail=own)
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_tokens_gain_the_change(leading, shared):
+    """By matrices of each window, and by one of all windows."""
+    merging, _, restore = some_merging(*(() if shared else leading))
     x, change = torch.randn(*leading, N, C), torch.randn(*leading, P, C)
     expected = x + torch.einsum("...np,...pc->...nc", restore, change)
-    if detailed:
-        expected = expected + own
     before = x.clone()
     torch.testing.assert_close(merging.update(x, change), expected)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_under_autocast_the_change_adds_up_in_the_tokens_dtype(dtype):
+    """A change too small for bfloat16 beside its token is not lost."""
+    merging = matrix_merging(torch.ones(2, 1, 1), torch.ones(2, 1, 1), torch.float32, False)
+    x, change = torch.ones(2, 1, 8, dtype=torch.float32), torch.full((2, 1, 8), 2.0**-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = merging.update(x, change.to(dtype))
+    assert out.dtype == torch.float32 and (out == 1 + 2.0**-12).all()
 
 
 def test_a_hard_mask_hands_a_token_one_change_and_its_own_detail():
@@ -94,5 +102,6 @@ def test_a_hard_mask_hands_a_token_one_change_and_its_own_detail():
     merging, logits = merger(x)
     change = torch.randn(2, P, C)
     taken = torch.stack([change[b, logits[b].argmax(-1)] for b in range(2)])
-    assert merging.detail.abs().max() > 0.01
-    torch.testing.assert_close(merging.update(x, change), x + taken + merging.detail)
+    own = merging.update(x, torch.zeros_like(change)) - x
+    assert own.abs().max() > 0.01
+    torch.testing.assert_close(merging.update(x, change), x + taken + own)

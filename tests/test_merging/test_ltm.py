@@ -22,6 +22,11 @@ def build(window, tokens, **options):
     return ltm
 
 
+def own_path(merging, x, y):
+    """What restoring adds to x (*, N, C) beside the merged tokens' change y (*, P, C)."""
+    return merging.update(x, y) - x - merging.unmerge(y)
+
+
 def cut(window, rows, columns):
     """(N,): False beyond so many real rows and columns."""
     at = torch.arange(window)
@@ -56,7 +61,7 @@ def test_ltm_is_the_equations(mask, temperature, window, tokens, real):
         torch.testing.assert_close(logits[i], oracle.logits, atol=1e-9, rtol=0)
         torch.testing.assert_close(merged[i], oracle.merge @ x[i], atol=1e-9, rtol=0)
         torch.testing.assert_close(back[i][rows], (oracle.restore @ y[i])[rows], atol=1e-9, rtol=0)
-        own = merging.detail[i]
+        own = own_path(merging, x, y)[i]
         torch.testing.assert_close(own[rows], oracle.detail[rows], atol=1e-9, rtol=0)
         fed = torch.tensor(oracle.fed)
         size = torch.tensor(oracle.size)
@@ -365,19 +370,24 @@ def test_tokens_join_the_cells_that_they_resemble():
 def test_the_tokens_own_path_starts_at_nothing():
     x = torch.randn(3, 49, DIM)
     ltm = LTM(DIM, 7, 25, detail=0.3)
-    assert ltm.width == 2 and (ltm(x)[0].detail == 0).all()
-    assert LTM(DIM, 7, 25, detail=0)(x)[0].detail is None
+    y = torch.randn(3, 25, DIM)
+    assert ltm.width == 2 and own_path(ltm(x)[0], x, y).abs().max() < 1e-12
+    without = LTM(DIM, 7, 25, detail=0)
+    assert own_path(without(x)[0], x, y).abs().max() < 1e-12
+    assert not any("detail" in name for name, _ in without.named_parameters())
 
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_tokens_own_path_is_nothing_where_all_are_alike(padded):
     ltm, valid = build(7, 25), cut(7, 3, 5)
     x = torch.randn(3, 1, DIM).expand(-1, 49, -1)
+    y = torch.randn(3, 25, DIM)
     merging, _ = ltm(x, None, valid if padded else None)
     real = valid if padded else slice(None)
-    assert merging.detail[:, real].abs().max() < 1e-12
-    merging, _ = ltm(torch.randn(3, 49, DIM), None, valid if padded else None)
-    assert merging.detail[:, real].abs().max() > 0.1
+    assert own_path(merging, x, y)[:, real].abs().max() < 1e-12
+    x = torch.randn(3, 49, DIM)
+    merging, _ = ltm(x, None, valid if padded else None)
+    assert own_path(merging, x, y)[:, real].abs().max() > 0.1
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -429,5 +439,6 @@ def test_a_learned_update_has_no_bottleneck(given):
 
 def test_repr():
     text = repr(LTM(DIM, 7, 25, chained=True, mask="hard", temperature=0.5))
-    assert "mask=hard, temperature=0.5, update=learned, detail=2, chained" in text
+    assert "mask=hard, temperature=0.5, update=learned, rounds=2" in text
+    assert "detail=2, proportional=True, chained" in text
     assert "chained" not in repr(LTM(DIM, 7, 25))
