@@ -1,4 +1,4 @@
-"""Merging on the CPU, in inference, some windows at a time, see :mod:`.pieces`.
+"""Merging on the CPU, some windows at a time in inference, see :mod:`.pieces`.
 
 Shapes: B images, W windows, N tokens in a window, P kept tokens, C channels.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils.checkpoint as cp
 from torch import Tensor
 
 from ltm_det.backbones import pieces
@@ -19,11 +20,14 @@ TENSORS = 4
 def merge(merger: Merger, x: Tensor, state: Any, valid: Tensor | None) -> tuple[Merging, Any]:
     """``merger(x, state, valid)`` of x (B, W, N, C), see :meth:`Merger.forward`.
 
-    What goes in pieces merges and restores in pieces, too. Its state is the list of theirs.
+    What goes in pieces merges and restores in pieces, too. Its state is the list of theirs. In
+    training the mask is computed again in the backward pass, and nothing kept of what led to it.
     """
     if merger.training or pieces.watched(merger) or not pieces.inference(x):
         if isinstance(state, list):
             state = torch.cat(state).unflatten(0, x.shape[:2])
+        if torch.is_grad_enabled() and pieces.applies(x):
+            return cp.checkpoint(merger, x, state, valid, use_reentrant=False)
         return merger(x, state, valid)
     b, w, n, c = x.shape
     cuts = pieces.cuts(b * w, max(1, pieces.PIECE // (TENSORS * n * c)))

@@ -1,4 +1,4 @@
-"""Layers on the CPU in float32: through oneDNN, in pieces that stay in the cache.
+"""Layers on the CPU in float32 or bfloat16: through oneDNN, in pieces that stay in the cache.
 
 torch hands float32 linear layers to its BLAS library, which on many CPUs runs at half of the speed
 of oneDNN, which torch has as well. And large tensors are new memory at each allocation, whose first
@@ -29,6 +29,8 @@ Tensors = Sequence[Tensor | None]
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
+HAS_BFLOAT16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
 if HAS_ONEDNN:
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
@@ -38,26 +40,26 @@ if HAS_ONEDNN:
 
 
 def applies(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether x (*, C) and these layers may go this way: plain ones in float32 on the CPU."""
+    """Whether x (*, C) and these layers may go this way: plain ones of its dtype on the CPU."""
     return (
         HAS_ONEDNN
         and x.device.type == "cpu"
-        and x.dtype == torch.float32
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and HAS_BFLOAT16))
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()
         and not (torch.compiler.is_compiling() and torch.is_grad_enabled())
-        and all(map(_plain, layers))
+        and all(_plain(layer, x.dtype) for layer in layers)
     )
 
 
-def _plain(layer: nn.Module) -> bool:
+def _plain(layer: nn.Module, dtype: torch.dtype) -> bool:
     """A linear layer of torch or of mmcv, or a layer norm, which nothing wraps or watches."""
-    return (
-        (isinstance(layer, nn.Linear) and type(layer).__name__ == "Linear")
-        or type(layer) is nn.LayerNorm
-    ) and (layer.weight is not None and layer.weight.dtype == torch.float32 and not watched(layer))
+    linear = isinstance(layer, nn.Linear) and type(layer).__name__ == "Linear"
+    if not linear and type(layer) is not nn.LayerNorm:
+        return False
+    return layer.weight is not None and layer.weight.dtype == dtype and not watched(layer)
 
 
 def inference(x: Tensor, *layers: nn.Module) -> bool:

@@ -140,6 +140,12 @@ class Merger(nn.Module):
         return f"dim={self.dim}, tokens={self.tokens}/{n} ({self.tokens / n:.3f} kept)"
 
 
+def autocast_is_on(device: torch.device) -> bool:
+    """Also for the meta device, which has none."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def matrix_merging(
     weights: Tensor, restore: Tensor, dtype: torch.dtype, shut_empty: bool
 ) -> Merging:
@@ -164,7 +170,7 @@ def matrix_merging(
 
     def add(x: Tensor, change: Tensor) -> Tensor:
         same = x.dtype == change.dtype == restore.dtype and x.shape[:-1] == restore.shape[:-1]
-        if not same or x.ndim < 3 or torch.is_autocast_enabled(x.device.type):
+        if not same or x.ndim < 3 or autocast_is_on(x.device):
             return x + unmerge(change)
         batches = (t.flatten(0, -3) for t in (x, restore, change))
         return torch.baddbmm(*batches).view(x.shape)  # one pass over x

@@ -89,6 +89,10 @@ def test_only_plain_layers_in_float32_go_this_way():
     assert pieces.applies(x, layer)
     assert not pieces.applies(x.double(), layer)
     assert not pieces.applies(x, nn.Linear(4, 4).bfloat16())
+    assert not pieces.applies(x.bfloat16(), layer)
+    if pieces.HAS_BFLOAT16:
+        assert pieces.applies(x.bfloat16(), nn.Linear(4, 4).bfloat16())
+    assert not pieces.applies(x.half(), nn.Linear(4, 4).half())
     assert not pieces.applies(x[:0], layer)
     assert not pieces.applies(x.to("meta"), layer)
     assert not pieces.applies(x, nn.Sequential(layer))  # as adapters wrap them
@@ -112,6 +116,23 @@ def test_backbone(piece, merger, with_cp, monkeypatch):
     ours = with_gradients(run, images, learned)
     monkeypatch.setattr(pieces, "HAS_ONEDNN", False)
     assert_same(ours, with_gradients(run, images, learned), near=1e-3)
+
+
+@pytest.mark.skipif(not pieces.HAS_BFLOAT16, reason="no bfloat16 in oneDNN on this CPU")
+@pytest.mark.parametrize("merger", BACKBONES, ids=str)
+def test_backbone_in_bfloat16(merger, monkeypatch):
+    """As near to the float32 features as it is without pieces, up to a third."""
+    model, images = build(merger), torch.randn(2, 3, 38, 53)
+
+    def features(dtype):
+        with torch.no_grad():
+            return torch.cat([m.flatten().float() for m in model.to(dtype)(images.to(dtype))])
+
+    exact = features(torch.float32)
+    apart = (features(torch.bfloat16) - exact).norm() / exact.norm()
+    monkeypatch.setattr(pieces, "HAS_ONEDNN", False)
+    plain = (features(torch.bfloat16) - exact).norm() / exact.norm()
+    assert 0 < apart < max(1.33 * plain, 0.01)
 
 
 def test_stochastic_depth_draws_as_without_pieces(piece, monkeypatch):
