@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ltm_det.backbones import pieces, swin_pieces
 from ltm_det.backbones.cues import attention_cues
 from ltm_det.backbones.swin_weights import relative_position_index
-from ltm_det.backbones.windows import WindowGrid
+from ltm_det.backbones.windows import WindowGrid, divides
 from ltm_det.merging import Cues, Merger, Merging
 
 
@@ -285,7 +285,7 @@ def merge_patches(patches: PatchMerging, x: Tensor, hw: tuple[int, int]) -> tupl
         return patches(x, hw)
     (height, width), c = hw, x.shape[-1]
     x = x.unflatten(1, hw)
-    if height % 2 or width % 2:
+    if not (divides(2, height) and divides(2, width)):
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
     rows, columns = (height + 1) // 2, (width + 1) // 2
     x = x.unflatten(2, (columns, 2)).unflatten(1, (rows, 2)).transpose(2, 3)  # (B, R, S, 2, 2, C)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ltm_det.merging import NO_MERGING, Merging
 
@@ -35,10 +36,8 @@ class WindowGrid(NamedTuple):
 
     @property
     def padded(self) -> bool:
-        """Whether there is padding, or may be: the symbolic sizes of an export count as padded."""
-        sizes = self.height, self.width
-        symbolic = not all(isinstance(size, int) for size in sizes)
-        return symbolic or any(size % self.window > 0 for size in sizes)
+        """Whether there is padding, or in a graph for any size may be."""
+        return not (divides(self.window, self.height) and divides(self.window, self.width))
 
     def merged(self, side: int) -> "WindowGrid":
         """The grid of the same windows with ``side`` x ``side`` tokens each; nothing is padding."""
@@ -81,7 +80,9 @@ class WindowGrid(NamedTuple):
     def _reverse(self, x: Tensor) -> Tensor:
         """As `reverse`, by copies."""
         x = self._to_map(x)
-        return x[:, : self.height, : self.width].flatten(1, 2)
+        if self.padded:  # a copy in any case: else a graph would be for where flatten needs one
+            x = x[:, : self.height, : self.width].clone(memory_format=torch.contiguous_format)
+        return x.flatten(1, 2)
 
     def roll(self, x: Tensor, shift: int) -> Tensor:
         """Rolls the padded map by ``shift`` tokens along both axes, in window layout."""
@@ -126,6 +127,13 @@ class WindowGrid(NamedTuple):
     def _to_map(self, x: Tensor) -> Tensor:
         x = x.unflatten(2, (self.window, self.window)).unflatten(1, (self.rows, self.columns))
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, R * M, S * M, C)
+
+
+def divides(n: int, size: int) -> bool:
+    """Whether n divides a size, or in a graph all sizes that it is for."""
+    if torch.compiler.is_compiling():
+        return statically_known_true(size % n == 0)
+    return isinstance(size, int) and size % n == 0  # else a size that is traced
 
 
 def _ceil_div(a: int, b: int) -> int:

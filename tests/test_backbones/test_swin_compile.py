@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from ltm_det.merging import MERGERS
 from tests.test_backbones.swin_cases import ONE_STAGE, build
@@ -59,12 +60,26 @@ def test_one_graph_of_every_merger_with_gradients(merger, scope):
     assert_same(model, one_graph(model, dynamic=False), IMAGES, train=True)
 
 
-@pytest.mark.slow
-def test_dynamic_sizes():
+@pytest.mark.parametrize("merger", [None, *sorted(MERGERS)])
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_one_graph_for_all_sizes(merger, train):
+    """Compiled once; padded windows on one side, on both, on none."""
+    model = build(None if merger is None else dict(type=merger), sizes=TINY)
+    graphs = CompileCounter()
+    compiled = one_graph(model, graphs, dynamic=True)
+    for height, width in ((36, 52), (32, 100), (64, 64), (28, 64)):
+        assert_same(model, compiled, torch.randn(2, 3, height, width), train)
+    assert graphs.frame_count == 1
+
+
+def test_sizes_that_are_no_multiple_of_the_patch():
+    """mmdet's patch embedding pads them, in a graph of their own."""
     model = build(dict(type="LTM"), sizes=TINY)
-    compiled = one_graph(model, "eager", dynamic=True)
-    for height, width in ((34, 50), (45, 61), (64, 64)):
-        assert_same(model, compiled, torch.randn(1, 3, height, width), train=False)
+    graphs = CompileCounter()
+    compiled = one_graph(model, graphs, dynamic=True)
+    for height, width in ((34, 50), (45, 61), (50, 33)):
+        assert_same(model, compiled, torch.randn(2, 3, height, width), train=False)
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.slow
@@ -72,3 +87,11 @@ def test_dynamic_sizes():
 def test_inductor(train):
     model = build(dict(type="LTM"), sizes=TINY)
     assert_same(model, one_graph(model, "inductor"), IMAGES, train)
+
+
+@pytest.mark.slow
+def test_inductor_for_all_sizes():
+    model = build(dict(type="LTM"), sizes=TINY)
+    compiled = one_graph(model, "inductor", dynamic=True)
+    for height, width in ((36, 52), (44, 60)):
+        assert_same(model, compiled, torch.randn(2, 3, height, width), train=False)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from tests.test_backbones.harness import difference
 from tests.test_backbones.vit_cases import build
@@ -51,12 +52,23 @@ def test_one_graph(model, training):
     assert_the_same(model, compiled, SIZES[0], training)
 
 
-@pytest.mark.slow
-def test_one_graph_for_all_sizes():
-    model = build(MERGERS["LTM"], depth=4)
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
-    for size in SIZES:
-        assert_the_same(model, compiled, size, training=False)
+@pytest.mark.parametrize(
+    "merger, training",
+    [
+        ("dense", True),
+        ("ToMe", False),
+        pytest.param("LTM", False, marks=pytest.mark.slow),
+        pytest.param("LTM", True, marks=pytest.mark.slow),
+    ],
+)
+def test_one_graph_for_all_sizes(merger, training):
+    """Compiled once."""
+    model = build(MERGERS[merger], depth=4)
+    graphs = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)
+    for size in [*SIZES, (64, 64)]:
+        assert_the_same(model, compiled, size, training)
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.slow
