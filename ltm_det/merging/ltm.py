@@ -27,8 +27,6 @@ from ltm_det.merging.pooling import alive_cells, pooling_matrix
 SHARE_FLOOR = 1e-4
 # The logit of a cell of padding alone: no share is left, yet differences of such logits are finite.
 NOBODYS = -1e9
-# The least logarithm of a share: without it some are subnormal numbers, which CPUs are slow with.
-NOTHING = -80.0
 
 
 def hard_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
@@ -189,7 +187,7 @@ class LTM(Merger):
                 scaled = self._scaled(logits, alive)
             if self.mask == "soft":
                 log_mask = scaled.log_softmax(-1)
-                weights, restore = columns(log_mask, real), log_mask.clamp(min=NOTHING).exp()
+                weights, restore = columns(log_mask, real), log_mask.exp()
             else:
                 weights, restore = HARD_MASKS[self.mask](scaled, self.training)
                 weights = weights if real is None else weights * real
