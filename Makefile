@@ -11,6 +11,9 @@ DEMO_DIR := work_dirs/demo
 BENCH_CONFIG := configs/ltm_swin_s_maskrcnn.py
 BENCH_DIR := work_dirs/bench
 
+# Files of tests that run at once.
+TEST_JOBS ?= 2
+
 .DELETE_ON_ERROR:
 .PHONY: install demo bench test lint
 
@@ -42,7 +45,7 @@ bench: install
 	@echo "The figures are in $(BENCH_DIR)/bench.json, the picture is $(BENCH_DIR)/bench.png"
 
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
 
 lint: install
 	$(PY) -m ruff check .

@@ -47,6 +47,13 @@ setup(
         "full": ["mmcv==2.1.0"],
         # to export and to run what was exported
         "deploy": DEPLOY,
-        "dev": ["pytest>=8", "ruff==0.17.*", "pre-commit", "tensorboard", *DEPLOY],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "ruff==0.17.*",
+            "pre-commit",
+            "tensorboard",
+            *DEPLOY,
+        ],
     },
 )

@@ -227,43 +227,21 @@ class GridlessSwinBlock(LTMSwinBlock):
     def _forward(
         self, x: Tensor, grid: WindowGrid, state: Any, key_bias: Tensor | None
     ) -> tuple[Tensor, Any]:
-        shift, msa = self.attn.shift, self.attn.w_msa
-        fixed = grid.rolled_valid(shift, x.device), grid.regions(shift, x.device)
-        fixed = *fixed, self.attn.mask(grid, x)
-        if not pieces.inference(x) or any(map(pieces.watched, self.children())):
-            return grid.roll(self.windows(grid.roll(x, -shift), *fixed), shift), state
-
-        def piece(x: Tensor, *fixed: Tensor | None) -> Tensor:
-            return self.windows(x[None], *fixed)[0]
-
-        hidden = self.ffn.feedforward_channels
-        size = pieces.attention_size(x.shape[2], msa.num_heads, hidden)
-        order = grid.roll_order(-shift, x.device)
-        return pieces.in_pieces(piece, size, [x.flatten(0, 1), *fixed], order=order).view(
-            x.shape
-        ), state
-
-    def windows(
-        self, x: Tensor, valid: Tensor | None, regions: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        """(B, W, N, C) to the same, windows as they are attended in.
-
-        Args:
-            valid: (W, N), see :class:`ltm_det.merging.Merger`.
-            regions: (W, N, R), see :class:`ltm_det.merging.Cues`.
-            mask: (W, N, N), added to the logits.
-        """
-        cues = self.cues(self.norm1(x), valid)._replace(regions=regions)
+        shift = self.attn.shift
+        valid = grid.rolled_valid(shift, x.device)
+        x = grid.roll(x, -shift)
+        cues = self.cues(self.norm1(x), valid)._replace(regions=grid.regions(shift, x.device))
         merging, _ = self.merger(x, None, valid, cues)
-        bias = self.merged_bias(merging, mask, x.dtype)
-        y = y0 = merging.merge(x)  # (B, W, P, C)
-        y = y + self.attn.drop(self.attn.w_msa(self.norm1(y), bias=bias))
+        y0 = merging.merge(x)  # (B, W, P, C)
+        y = y0 + self.attn.drop(
+            self.attn.w_msa(self.norm1(y0), bias=self.merged_bias(merging, grid, x))
+        )
         y = y + self.mlp(self.norm2(y))
-        return merging.update(x, y - y0)
+        return grid.roll(merging.update(x, y - y0), shift), state
 
-    def merged_bias(self, merging: Merging, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def merged_bias(self, merging: Merging, grid: WindowGrid, x: Tensor) -> Tensor:
         """(B, W, nH, P, P), what attention among the merged tokens adds to its logits."""
-        bias = self.attn.w_msa.position_bias().to(dtype)[None]
+        bias, mask = self.attn.w_msa.position_bias().to(x.dtype)[None], self.attn.mask(grid, x)
         if mask is not None:  # else the same in all windows
             bias = bias + mask[:, None]
         bias = merging.pair_bias(bias)
