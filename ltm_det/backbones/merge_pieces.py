@@ -17,16 +17,19 @@ from ltm_det.merging import Merger, Merging
 TENSORS = 4
 
 
-def merge(merger: Merger, x: Tensor, state: Any, valid: Tensor | None) -> tuple[Merging, Any]:
+def merge(
+    merger: Merger, x: Tensor, state: Any, valid: Tensor | None, with_cp: bool = False
+) -> tuple[Merging, Any]:
     """``merger(x, state, valid)`` of x (B, W, N, C), see :meth:`Merger.forward`.
 
     What goes in pieces merges and restores in pieces, too. Its state is the list of theirs. In
-    training the mask is computed again in the backward pass, and nothing kept of what led to it.
+    training the mask is computed again in the backward pass, as elsewhere with ``with_cp``, and
+    nothing is kept of what led to it.
     """
     if merger.training or pieces.watched(merger) or not pieces.inference(x):
         if isinstance(state, list):
             state = torch.cat(state).unflatten(0, x.shape[:2])
-        if torch.is_grad_enabled() and pieces.applies(x):
+        if torch.is_grad_enabled() and (with_cp or pieces.applies(x)):
             return cp.checkpoint(merger, x, state, valid, use_reentrant=False)
         return merger(x, state, valid)
     b, w, n, c = x.shape

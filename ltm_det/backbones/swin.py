@@ -113,7 +113,8 @@ class LTMSwinStage(BaseModule):
                     x, state = block(x, grid, state)
             else:
                 merger = self.mergers[str(span.start)]
-                merging, state = merge(merger, x, state, grid.valid(x.device))
+                valid = grid.valid(x.device)
+                merging, state = merge(merger, x, state, valid, blocks[0].with_cp)
                 y = y0 = merging.merge(x)  # (B, W, P, C)
                 for block in blocks:
                     y, _ = block(y, grid.merged(span.side), key_bias=merging.key_bias)
