@@ -24,6 +24,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 # Numbers in the largest tensor of a piece: 6 MB.
 PIECE = 3 << 19
+# Tokens in a window up to which attention is faster as two products and a softmax, most of all in
+# training, than as one operator.
+FEW = 128
 
 Tensors = Sequence[Tensor | None]
 
@@ -135,25 +138,14 @@ def attention_piece(
     v, n, c = x.shape
     heads = product(x, qkv, qkv_bias).view(v, n, 3, num_heads, -1)
     heads = heads.permute(2, 0, 3, 1, 4)  # (3, V, nH, N, C / nH)
-    if x.dtype == torch.float32:
-        x = attend(*heads.contiguous(), logits, scale)
-    else:  # whose logits are float32
+    if n <= FEW and x.dtype == torch.float32:
+        q, k, value = heads.contiguous()
+        weights, more = scale * (q @ k.transpose(-1, -2)), logits(q)
+        x = (weights if more is None else weights + more).softmax(-1) @ value
+    else:  # its softmax is in float32 whatever the dtype
         q, k, value = heads
         x = F.scaled_dot_product_attention(q, k, value, logits(q), scale=scale)
     return product(x.transpose(1, 2).reshape(v, n, c), proj, proj_bias)
-
-
-def attend(
-    q: Tensor,
-    k: Tensor,
-    value: Tensor,
-    logits: Callable[[Tensor], Tensor | None],
-    scale: float,
-) -> Tensor:
-    """Attention as two products and a softmax, which for a few windows is faster than as one
-    operator, most of all in training."""
-    weights, more = scale * (q @ k.transpose(-1, -2)), logits(q)
-    return (weights if more is None else weights + more).softmax(-1) @ value
 
 
 def attention_size(n: int, num_heads: int, channels: int) -> int:
