@@ -33,7 +33,8 @@ def merge(
             return cp.checkpoint(merger, x, state, valid, use_reentrant=False)
         return merger(x, state, valid)
     b, w, n, c = x.shape
-    cuts = pieces.cuts(b * w, max(1, pieces.PIECE // (TENSORS * n * c)))
+    size = max(1, pieces.PIECE // (TENSORS * n * c))
+    cuts = pieces.cuts(b * w, size)
     if state is None:
         state = [None] * len(cuts)
     elif not isinstance(state, list):
@@ -47,12 +48,12 @@ def merge(
 
     def each(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """(B, W, ...), what ``function`` makes of each merging and its rows of the tensors."""
-        tensors, out = [t.flatten(0, 1) for t in tensors], None
-        for merging, (start, stop) in zip(mergings, cuts):
-            piece = function(merging, *(t[start:stop] for t in tensors))
-            if out is None:
-                out = piece.new_empty(b * w, *piece.shape[1:])
-            out[start:stop] = piece
+        each_merging = iter(mergings)
+        out = pieces.in_pieces(
+            lambda *rows: function(next(each_merging), *rows),
+            size,
+            [t.flatten(0, 1) for t in tensors],
+        )
         return out.unflatten(0, (b, w))
 
     def joined(name: str) -> Tensor | None:
