@@ -28,7 +28,7 @@ def build() -> Callable[..., nn.Module]:
         detector = build_detector(load_config(str(CONFIGS / name), options)).eval()
         with torch.no_grad():
             for parameter in detector.parameters():
-                parameter += 0.05 * torch.randn_like(parameter)
+                parameter += 0.04 * torch.randn_like(parameter)
         return detector
 
     return of
@@ -50,8 +50,8 @@ def predict(detector: nn.Module, images: Tensor) -> InstanceData:
 def assert_the_same(found: list[Tensor], expected: InstanceData) -> None:
     boxes, scores, labels, *masks = found
     assert len(boxes) == len(expected) > 0
-    torch.testing.assert_close(boxes, expected.bboxes, atol=0.05, rtol=0)
-    torch.testing.assert_close(scores, expected.scores, atol=1e-3, rtol=0)
+    torch.testing.assert_close(boxes, expected.bboxes, atol=0.01, rtol=0)
+    torch.testing.assert_close(scores, expected.scores, atol=1e-4, rtol=0)
     assert torch.equal(labels, expected.labels)
     if masks:
         big = (boxes[:, 2:] - boxes[:, :2]).amin(-1) > 2  # pixels; others paste at random
