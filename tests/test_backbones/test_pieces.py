@@ -137,12 +137,14 @@ def test_backbone_in_bfloat16(merger, monkeypatch):
 
 def test_stochastic_depth_draws_as_without_pieces(piece, monkeypatch):
     model = build(dict(type="Pool"), drop_path_rate=0.5).train()
+    learned = [p for p in model.parameters() if p.requires_grad]
     images, found = torch.randn(4, 3, 38, 53), []
     for there in (pieces.HAS_ONEDNN, False):
         monkeypatch.setattr(pieces, "HAS_ONEDNN", there)
         torch.manual_seed(0)
-        found.append(torch.cat([m.flatten() for m in model(images)]))
-    assert_same(*([out] for out in found), near=1e-3)
+        out = torch.cat([m.flatten() for m in model(images)])
+        found.append([out, *torch.autograd.grad(out.square().sum(), learned)])
+    assert_same(*found, near=1e-3)
     assert (model(images)[0] - model(images)[0]).abs().max() > 0.1
 
 
