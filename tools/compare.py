@@ -2,7 +2,7 @@
 
 Trains, fine-tunes or converts every cell of the matrix that OUT has no row for yet, evaluates it,
 counts its backbone, and adds its row; so an interrupted matrix goes on where it stopped. Each run
-is a process with one thread. The grammar of the spec stands in ltm_det/analysis/comparison.py.
+is a process with one thread. The grammar of the spec stands in ltm_det/studies/comparison.py.
 Beside OUT.csv go OUT.md, its tables, and OUT.png and OUT_convert.png, AP against
 cost.
 
@@ -25,8 +25,11 @@ import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 # isort: split
 import torch  # noqa: E402
 
-from ltm_det.analysis import pareto  # noqa: E402
-from ltm_det.analysis.comparison import (  # noqa: E402
+from ltm_det.engine.preflight import PreflightError, check_data  # noqa: E402
+from ltm_det.measure.flops import build_backbone  # noqa: E402
+from ltm_det.measure.timing import ratios, time_models  # noqa: E402
+from ltm_det.studies import pareto  # noqa: E402
+from ltm_det.studies.comparison import (  # noqa: E402
     TRAININGS,
     Backbone,
     Cell,
@@ -34,21 +37,20 @@ from ltm_det.analysis.comparison import (  # noqa: E402
     folder_of,
     load_spec,
 )
-from ltm_det.analysis.comparison_configs import (  # noqa: E402
+from ltm_det.studies.comparison_configs import (  # noqa: E402
     backbone_gmacs,
     conversion_options,
     model_config,
     training_config,
 )
-from ltm_det.analysis.comparison_tables import (  # noqa: E402
+from ltm_det.studies.comparison_tables import (  # noqa: E402
     COLUMNS,
     NOT_MEASURED,
     key_of,
     markdown,
     summaries,
 )
-from ltm_det.analysis.flops import build_backbone  # noqa: E402
-from ltm_det.analysis.runs import (  # noqa: E402
+from ltm_det.studies.runs import (  # noqa: E402
     ROOT,
     as_typed,
     commit,
@@ -61,8 +63,6 @@ from ltm_det.analysis.runs import (  # noqa: E402
     trained,
     write_rows,
 )
-from ltm_det.analysis.timing import ratios, time_models  # noqa: E402
-from ltm_det.engine.preflight import PreflightError, check_data  # noqa: E402
 
 CONVERSIONS = ("convert", "calibrate")
 READING = threading.Lock()  # mmengine reads one config at a time

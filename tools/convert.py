@@ -23,16 +23,16 @@ from mmengine.logging import MMLogger  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from ltm_det.analysis import calibration  # noqa: E402
-from ltm_det.analysis.conversion import (  # noqa: E402
+from ltm_det.conversion import calibration  # noqa: E402
+from ltm_det.conversion.convert import (  # noqa: E402
     convert,
     dense_backbone,
     save_converted,
     written_files,
 )
-from ltm_det.analysis.flops import count_backbone  # noqa: E402
-from ltm_det.analysis.unlabelled import unlabelled_batches  # noqa: E402
+from ltm_det.conversion.unlabelled import unlabelled_batches  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.measure.flops import count_backbone  # noqa: E402
 from ltm_det.merging import MERGERS  # noqa: E402
 
 HELD_OUT = 4  # one image beside so many fitted ones

@@ -24,9 +24,9 @@ from mmengine.runner import load_checkpoint  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from ltm_det import deploy  # noqa: E402
-from ltm_det.analysis.flops import build_detector  # noqa: E402
 from ltm_det.deploy.detector import NAMES  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.measure.flops import build_detector  # noqa: E402
 
 # Largest relative error of a map that --check lets pass. Bfloat16 keeps 8 bits.
 TOLERANCE = dict(float32=1e-3, bfloat16=0.05)

@@ -1,6 +1,6 @@
 """Backbones with token merging, registered with mmdet on import."""
 
-from ltm_det.backbones.merge_points import MergePoint, MergeWatch
+from ltm_det.backbones.common.merge_points import MergePoint, MergeWatch
 from ltm_det.backbones.swin import LTMSwin
 from ltm_det.backbones.vit import LTMViT
 

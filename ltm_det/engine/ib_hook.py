@@ -13,7 +13,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ltm_det.backbones.merge_points import MergeWatch
+from ltm_det.backbones.common.merge_points import MergeWatch
 from ltm_det.engine.bottleneck import Bottleneck
 from ltm_det.engine.instances import instance_boxes, pool_boxes
 from ltm_det.merging import BottleneckStep
@@ -44,8 +44,8 @@ class IBHook(Hook):
         source: 'train' or 'val': the samples of which loop are gathered. In 'val' the refresh is at
             the loop's end, and boxes follow the images' ``scale_factor``, as in mmdet's pipelines,
             which load annotations after resizing.
-        points: Merge points, see :mod:`ltm_det.backbones.merge_points`; None for all. For a dense
-            backbone (LTMSwin or LTMViT with merger=None) they must be named.
+        points: Merge points, see :mod:`ltm_det.backbones.common.merge_points`; None for all. For a
+            dense backbone (LTMSwin or LTMViT with merger=None) they must be named.
         weight: Of the bound in the loss. 0: it is measured alone.
         begin: Share of the training iterations before the bound counts, in [0, 1).
         interval: Iterations between refreshes; None for one pass over the training data.

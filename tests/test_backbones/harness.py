@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ltm_det.backbones.windows import WindowGrid
+from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.merging import Merger
 
 MASKS = [dict(type="LTM", mask=mask) for mask in ("soft", "hard", "hard_soft")]

@@ -8,7 +8,7 @@ from mmdet.models.backbones.swin import WindowMSA
 from timm.layers import Attention
 from torch import nn
 
-from ltm_det.backbones.cues import attention_cues
+from ltm_det.backbones.common.cues import attention_cues
 
 READS = ("keys", "received")
 NEAR = 1e-6  # the softmax is in float32

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ltm_det.backbones import pieces, swin_pieces
-from ltm_det.backbones.merge_pieces import merge
-from ltm_det.backbones.swin_layers import merge_patches
+from ltm_det.backbones.swin.layers import merge_patches
+from ltm_det.cpu import pieces
+from ltm_det.cpu import swin as swin_pieces
+from ltm_det.cpu.merging import merge
 from ltm_det.merging import LTM
 from ltm_det.merging.ltm import MASKS
 from tests.test_backbones.swin_cases import MINI, build, reference_of

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ltm_det.backbones.windows import _shift_mask, _valid
+from ltm_det.backbones.common.windows import _shift_mask, _valid
 from tests.test_backbones.harness import (
     MASKS,
     assert_can_be_copied,

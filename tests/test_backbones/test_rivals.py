@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltm_det.backbones.swin_layers import GridlessSwinBlock, WindowAttention
-from ltm_det.backbones.windows import WindowGrid
+from ltm_det.backbones.common.windows import WindowGrid
+from ltm_det.backbones.swin.layers import GridlessSwinBlock, WindowAttention
 from ltm_det.merging import MERGERS
 from tests.test_backbones.conftest import FAMILIES
 from tests.test_backbones.harness import (

@@ -7,7 +7,7 @@ import torch
 from mmdet.models.backbones import SwinTransformer
 
 from ltm_det.backbones import LTMSwin
-from ltm_det.backbones.windows import WindowGrid
+from ltm_det.backbones.common.windows import WindowGrid
 from tests.test_backbones.harness import assert_padded_tokens_are_not_read, difference, randomise
 from tests.test_backbones.swin_cases import CUSTOM, SCOPES, build, reference_of
 

@@ -11,7 +11,7 @@ from mmdet.models.backbones.swin import WindowMSA
 from torch import Tensor
 
 from ltm_det.backbones import LTMSwin
-from ltm_det.backbones.swin_layers import WindowAttention, relative_position_index
+from ltm_det.backbones.swin.layers import WindowAttention, relative_position_index
 from tests.test_backbones.harness import ltm_shapes, mergers_of
 from tests.test_backbones.oracle import decide, windows_of
 from tests.test_backbones.swin_cases import (

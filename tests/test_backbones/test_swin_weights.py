@@ -11,10 +11,11 @@ from mmdet.models.backbones import SwinTransformer
 from mmdet.models.layers import PatchMerging
 from mmengine.runner import load_checkpoint
 
-from ltm_det.backbones import LTMSwin, accounting, weights
-from ltm_det.backbones.accounting import resample_pos_embed
-from ltm_det.backbones.swin_weights import SWIN, relative_position_index, resample_table
-from ltm_det.backbones.weights import without_mergers
+from ltm_det.backbones import LTMSwin
+from ltm_det.backbones.common import accounting, weights
+from ltm_det.backbones.common.accounting import resample_pos_embed
+from ltm_det.backbones.common.weights import without_mergers
+from ltm_det.backbones.swin.weights import SWIN, relative_position_index, resample_table
 from tests.test_backbones.checkpoints import Detector, randomise, resample_slowly
 
 account = partial(accounting.account, SWIN)

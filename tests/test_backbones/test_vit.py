@@ -8,7 +8,9 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
-from ltm_det.backbones import LTMViT, pieces, vit_layers
+from ltm_det.backbones import LTMViT
+from ltm_det.backbones.vit.backbone import layers as vit_layers
+from ltm_det.cpu import pieces
 from tests.test_backbones.harness import LAYOUTS, difference, mergers_of, randomise
 from tests.test_backbones.vit_cases import FAMILIES, MINI, build, dense_of, weights_of
 

@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from torch import nn
 
 from ltm_det.backbones import LTMViT
-from ltm_det.backbones.vit_layers import GlobalAttention
+from ltm_det.backbones.vit.layers import GlobalAttention
 from tests.test_backbones.harness import difference, ltm_shapes, mergers_of
 from tests.test_backbones.vit_cases import MINI, build
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltm_det.backbones.vit_layers import WindowAttention, relative_embedding
+from ltm_det.backbones.vit.layers import WindowAttention, relative_embedding
 from tests.test_backbones.oracle import decide, windows_of
 from tests.test_backbones.vit_cases import build
 

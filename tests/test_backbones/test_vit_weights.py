@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from timm.layers import resample_patch_embed
 from timm.models import VisionTransformer
 
-from ltm_det.backbones import weights
-from ltm_det.backbones.accounting import resample_pos_embed
-from ltm_det.backbones.vit import LTMViT
-from ltm_det.backbones.vit_weights import VIT
-from ltm_det.backbones.weights import without_mergers
+from ltm_det.backbones.common import weights
+from ltm_det.backbones.common.accounting import resample_pos_embed
+from ltm_det.backbones.common.weights import without_mergers
+from ltm_det.backbones.vit.backbone import LTMViT
+from ltm_det.backbones.vit.weights import VIT
 from tests.test_backbones.checkpoints import Detector, randomise, resample_slowly
 
 C, DEPTH, HEADS, PATCHES = 24, 3, 2, 16

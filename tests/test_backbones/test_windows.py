@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmdet.models.backbones.swin import ShiftWindowMSA
 
-from ltm_det.backbones.windows import SHIFT_MASK, WindowGrid, _shift_mask, _valid
+from ltm_det.backbones.common.windows import SHIFT_MASK, WindowGrid, _shift_mask, _valid
 from ltm_det.merging.pooling import alive_cells, pooling_matrix
 
 CPU = torch.device("cpu")

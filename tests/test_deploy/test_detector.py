@@ -11,9 +11,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ltm_det import deploy
-from ltm_det.analysis.flops import build_detector
 from ltm_det.deploy.detector import traceable
 from ltm_det.engine.preflight import load_config
+from ltm_det.measure.flops import build_detector
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZE = (64, 96)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltm_det.analysis.memory import MemoryUnknownError
+from ltm_det.measure.memory import MemoryUnknownError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from ltm_det.analysis import pareto, runs
+from ltm_det.studies import pareto, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = dict(mode="train", backbones=["swin"], mergers=["dense"], seeds=[0, 1])

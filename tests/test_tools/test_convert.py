@@ -13,10 +13,10 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 
-from ltm_det.analysis.calibration import relative_error
-from ltm_det.analysis.conversion import dense_backbone
-from ltm_det.analysis.flops import build_backbone, build_detector, count_backbone
-from ltm_det.analysis.unlabelled import unlabelled_batches
+from ltm_det.conversion.calibration import relative_error
+from ltm_det.conversion.convert import dense_backbone
+from ltm_det.conversion.unlabelled import unlabelled_batches
+from ltm_det.measure.flops import build_backbone, build_detector, count_backbone
 from tests.test_tools.detectors import saved_detector
 
 SWIN = """

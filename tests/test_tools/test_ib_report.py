@@ -12,7 +12,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from ltm_det.analysis.bottleneck import as_table, measure
+from ltm_det.studies.bottleneck import as_table, measure
 
 TOOL = "analysis/ib_report.py"
 MERGED = """

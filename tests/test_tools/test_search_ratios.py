@@ -12,9 +12,9 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner.checkpoint import load_checkpoint
 
-from ltm_det.analysis.conversion import merged_config
-from ltm_det.analysis.flops import build_backbone, build_detector, count_backbone, dense_twin
-from ltm_det.backbones.weights import read_checkpoint
+from ltm_det.backbones.common.weights import read_checkpoint
+from ltm_det.conversion.convert import merged_config
+from ltm_det.measure.flops import build_backbone, build_detector, count_backbone, dense_twin
 
 TOOL = "analysis/search_ratios.py"
 DATA = """

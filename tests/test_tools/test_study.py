@@ -15,10 +15,10 @@ import torch
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
-from ltm_det.analysis.bottleneck import load_detector, measure, variant
-from ltm_det.analysis.flops import build_backbone
 from ltm_det.datasets.demo import make_demo_data
 from ltm_det.engine.preflight import load_config
+from ltm_det.measure.flops import build_backbone
+from ltm_det.studies.bottleneck import load_detector, measure, variant
 
 ROOT = Path(__file__).parents[2]
 TOOL = "analysis/study.py"

@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import save_checkpoint
 
-from ltm_det.analysis import merging_pictures
+from ltm_det.pictures import merging as merging_pictures
 
 TOOL = "analysis/visualize_merging.py"
 # Images of 64 x 48 and 48 x 64 pixels are read at 1.5 times their size and padded to 96 x 96.

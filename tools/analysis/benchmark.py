@@ -7,7 +7,7 @@ nothing is downloaded. For each size, batch and mode all models in all forms (--
 (--dtype) take turns, so that ratios hold whatever else the machine does; they are those of medians,
 with the quartiles of the rounds' own ratios. The base of ratios is in the first form and format
 named; 'same way' are ratios to the same model in the row's own. Peak memory is that of
-ltm_det.analysis.memory: what a pass adds to the loaded model, eager, in a process of its own.
+ltm_det.measure.memory: what a pass adds to the loaded model, eager, in a process of its own.
 """
 
 import argparse
@@ -26,7 +26,8 @@ import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 
-from ltm_det.analysis.benchmark import (  # noqa: E402
+from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.measure.benchmark import (  # noqa: E402
     MODES,
     RUNNERS,
     TRAINABLE,
@@ -38,7 +39,7 @@ from ltm_det.analysis.benchmark import (  # noqa: E402
     rows_of,
     time_entries,
 )
-from ltm_det.analysis.benchmark_models import (  # noqa: E402
+from ltm_det.measure.benchmark_models import (  # noqa: E402
     DENSE,
     MERGED,
     PEERS,
@@ -48,12 +49,11 @@ from ltm_det.analysis.benchmark_models import (  # noqa: E402
     model_config,
     our_type,
 )
-from ltm_det.analysis.benchmark_pictures import draw  # noqa: E402
-from ltm_det.analysis.flops import count_backbone  # noqa: E402
-from ltm_det.analysis.memory import MemoryUnknownError, peak_memory  # noqa: E402
-from ltm_det.analysis.precision import DTYPES  # noqa: E402
-from ltm_det.analysis.runs import commit  # noqa: E402
-from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.measure.flops import count_backbone  # noqa: E402
+from ltm_det.measure.memory import MemoryUnknownError, peak_memory  # noqa: E402
+from ltm_det.measure.precision import DTYPES  # noqa: E402
+from ltm_det.pictures.benchmark import draw  # noqa: E402
+from ltm_det.studies.runs import commit  # noqa: E402
 
 
 def parse() -> argparse.Namespace:

@@ -12,8 +12,8 @@ import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 from mmengine.config import DictAction  # noqa: E402
 from mmengine.device import get_device  # noqa: E402
 
-from ltm_det.analysis.pictures import contact_sheet  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.pictures.predictions import contact_sheet  # noqa: E402
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """Count the GMACs and parameters of a config's detector, dense and merged side by side.
 
-The figures and their conventions are those of ltm_det.analysis.flops: one image of the given
+The figures and their conventions are those of ltm_det.measure.flops: one image of the given
 shape, 1000 boxes for each box head, 100 for each mask head; 1 GMAC is 2 GFLOP.
 """
 
@@ -17,8 +17,8 @@ import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 # isort: split
 from mmengine.config import DictAction  # noqa: E402
 
-from ltm_det.analysis.flops import MASK_ROIS, PROPOSALS, as_table, compare  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.measure.flops import MASK_ROIS, PROPOSALS, as_table, compare  # noqa: E402
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """Table and plot of the information bottleneck at every merge point: merged, dense and pooled.
 
-IB = I(X~;X) - I(X~;Y) in nats, as ltm_det.analysis.bottleneck measures it, over the instances of a
+IB = I(X~;X) - I(X~;Y) in nats, as ltm_det.studies.bottleneck measures it, over the instances of a
 split and as many boxes of background as it has images. Without --dense and --pool, dense and pooled
 are the checkpoint's own weights, with nothing merged and with area pooling at the same points.
 """
@@ -20,8 +20,8 @@ from mmengine.config import DictAction  # noqa: E402
 from mmengine.device import get_device  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 
-from ltm_det.analysis.bottleneck import KINDS, as_table, draw, measure  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.studies.bottleneck import KINDS, as_table, draw, measure  # noqa: E402
 
 
 def parse() -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """Table of a backbone's GMACs and peak memory over image sizes, dense and merged side by side.
 
-GMACs are counted as in ltm_det.analysis.flops: of the whole backbone, and of attention's own
-products. Peak memory is measured as in ltm_det.analysis.memory: what a forward pass, and with
+GMACs are counted as in ltm_det.measure.flops: of the whole backbone, and of attention's own
+products. Peak memory is measured as in ltm_det.measure.memory: what a forward pass, and with
 --train a training step, of the backbone alone adds on one square image. The table has the median
 of the repeats, in which dense and merged take turns.
 """
@@ -21,15 +21,15 @@ import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 
-from ltm_det.analysis.flops import (  # noqa: E402
+from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.measure.flops import (  # noqa: E402
     aligned,
     attention_macs,
     build_backbone,
     count_backbone,
     dense_twin,
 )
-from ltm_det.analysis.memory import MemoryUnknownError, peak_memory  # noqa: E402
-from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.measure.memory import MemoryUnknownError, peak_memory  # noqa: E402
 
 
 def figures(

@@ -3,7 +3,7 @@
 On a few unlabelled images it measures what merging one unit alone does to the backbone's maps, and
 counts what that saves. Then it picks the ratios of least summed error that meet the budget, counts
 what they really cost together, and goes on with a tighter budget where that is too much. Nothing
-is trained: mask modules are as they start. See ltm_det.analysis.ratio_search for the rules.
+is trained: mask modules are as they start. See ltm_det.conversion.ratio_search for the rules.
 """
 
 import argparse
@@ -27,14 +27,15 @@ from mmengine.logging import MMLogger  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from ltm_det.analysis.conversion import merged_config  # noqa: E402
-from ltm_det.analysis.flops import (  # noqa: E402
-    aligned,
-    build_backbone,
-    count_backbone,
-    dense_twin,
+from ltm_det.backbones import LTMViT  # noqa: E402
+from ltm_det.backbones.common.weights import (  # noqa: E402
+    load_accounted,
+    read_checkpoint,
+    share_weights,
+    without_mergers,
 )
-from ltm_det.analysis.ratio_search import (  # noqa: E402
+from ltm_det.conversion.convert import merged_config  # noqa: E402
+from ltm_det.conversion.ratio_search import (  # noqa: E402
     DENSE,
     BudgetError,
     Candidate,
@@ -43,17 +44,16 @@ from ltm_det.analysis.ratio_search import (  # noqa: E402
     latencies,
     meet_budget,
     sensitivities,
-    share_weights,
     space_of,
 )
-from ltm_det.analysis.unlabelled import unlabelled_batches  # noqa: E402
-from ltm_det.backbones import LTMViT  # noqa: E402
-from ltm_det.backbones.weights import (  # noqa: E402
-    load_accounted,
-    read_checkpoint,
-    without_mergers,
-)
+from ltm_det.conversion.unlabelled import unlabelled_batches  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.measure.flops import (  # noqa: E402
+    aligned,
+    build_backbone,
+    count_backbone,
+    dense_twin,
+)
 from ltm_det.merging import MERGERS  # noqa: E402
 
 RATIOS = [0.75, 0.51, 0.33, 0.18]  # windows of 7 x 7 become 6 x 6, 5 x 5, 4 x 4, 3 x 3

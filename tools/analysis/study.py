@@ -25,8 +25,9 @@ sys.path.insert(0, str(ROOT))
 import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 
 # isort: split
-from ltm_det.analysis.flops import compare  # noqa: E402
-from ltm_det.analysis.runs import (  # noqa: E402
+from ltm_det.engine.preflight import load_config  # noqa: E402
+from ltm_det.measure.flops import compare  # noqa: E402
+from ltm_det.studies.runs import (  # noqa: E402
     METRICS,
     ONE_THREAD,
     as_typed,
@@ -36,7 +37,6 @@ from ltm_det.analysis.runs import (  # noqa: E402
     run_tool,
     write_rows,
 )
-from ltm_det.engine.preflight import load_config  # noqa: E402
 
 SHAPE = (112, 112)  # of the demo's images
 DENSE = "configs/demo_swin_maskrcnn.py"

@@ -13,13 +13,13 @@ from mmdet.apis import init_detector  # noqa: E402
 from mmengine.config import DictAction  # noqa: E402
 from mmengine.device import get_device  # noqa: E402
 
-from ltm_det.analysis.merging_pictures import (  # noqa: E402
+from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.pictures.merging import (  # noqa: E402
     MergingPictureError,
     draw_merging,
     merge_points_of,
     read_image,
 )
-from ltm_det.engine import preflight  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

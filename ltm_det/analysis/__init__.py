@@ -1,1 +1,0 @@
-"""What the tools in tools/analysis measure and draw, as importable functions."""

@@ -1,0 +1,5 @@
+"""Swin with merged tokens."""
+
+from ltm_det.backbones.swin.backbone import LTMSwin
+
+__all__ = ["LTMSwin"]

@@ -1,0 +1,322 @@
+"""The attention and the block of LTMSwin, made of mmdet's modules under mmdet's names.
+
+Shapes: B images, W windows, N tokens in a window, C channels, nH heads, M side of the dense window,
+k side of the window attended in.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint as cp
+from mmcv.cnn.bricks import DropPath
+from mmdet.models.backbones.swin import ShiftWindowMSA, SwinBlock, WindowMSA
+from mmdet.models.layers import PatchEmbed, PatchMerging
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ltm_det.backbones.common.cues import attention_cues
+from ltm_det.backbones.common.windows import WindowGrid, divides
+from ltm_det.backbones.swin.weights import relative_position_index
+from ltm_det.cpu import pieces
+from ltm_det.cpu import swin as swin_pieces
+from ltm_det.merging import Cues, Merger, Merging
+
+
+class WindowAttention(BaseModule):
+    """mmdet's window attention, on windows of side k <= M with the position table of side M.
+
+    The table stays at the dense size whatever k is, so that any checkpoint fits any ratio; the
+    bias of a pair of merged tokens is read off it, bilinearly, at their true distance.
+    """
+
+    def __init__(self, msa: WindowMSA, window: int) -> None:
+        super().__init__()
+        self.num_heads = msa.num_heads
+        self.scale = msa.scale
+        self.relative_position_bias_table = msa.relative_position_bias_table
+        self.qkv, self.proj = msa.qkv, msa.proj
+        self.attn_drop, self.proj_drop = msa.attn_drop, msa.proj_drop
+        read = relative_position_readout(msa.window_size[0], window)
+        self.register_buffer("table_readout", read, persistent=False)
+        self.register_buffer(
+            "relative_position_index", relative_position_index(window), persistent=False
+        )
+
+    def position_bias(self) -> Tensor:
+        """(nH, N, N) for the side k of the windows it attends in."""
+        table = self.relative_position_bias_table
+        if self.table_readout is not None:
+            table = self.table_readout.to(table.dtype) @ table
+        return table.T[:, self.relative_position_index]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Attends within windows: (B, W, N, C) to the same.
+
+        Added to the logits is ``bias``, which broadcasts to (B, W, nH, N, N); without it, the
+        position bias and ``mask``, if there is one: (W, N, N), (B, W, 1, N) or (B, W, N, N).
+        """
+        b, w, n, c = x.shape
+        shared = mask is not None and mask.ndim == 3
+        if mask is not None and not shared:
+            mask = mask.expand(b, w, -1, -1).flatten(0, 1)
+        if bias is not None:
+            bias = bias.expand(b, w, -1, -1, -1).flatten(0, 1)
+        dropout = self.attn_drop.p if self.training else 0.0
+        if dropout == 0 and pieces.applies(x, self.qkv, self.proj):
+            mask, bias = (mask, self.position_bias()) if bias is None else (bias, None)
+            own = (self.qkv, self.proj, self.num_heads, self.scale)
+            x = swin_pieces.window_attention(x.flatten(0, 1), mask, bias, *own)
+            return self.proj_drop(x.view(b, w, n, c))
+        if bias is None:
+            bias = self.position_bias()[None]
+            if mask is not None:
+                bias = bias + mask.repeat(b if shared else 1, 1, 1)[:, None]
+        qkv = self.qkv(x).reshape(b * w, n, 3, self.num_heads, c // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B * W, nH, N, C / nH)
+        x = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=self.scale)
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, w, n, c)))
+
+
+class ShiftedWindowAttention(BaseModule):
+    """Window attention on the map rolled by ``shift``, drop path included."""
+
+    def __init__(self, attn: ShiftWindowMSA, window: int) -> None:
+        super().__init__()
+        self.shift = window // 2 if attn.shift_size else 0
+        self.w_msa = WindowAttention(attn.w_msa, window)
+        self.drop = attn.drop
+
+    def forward(self, x: Tensor, grid: WindowGrid, key_bias: Tensor | None = None) -> Tensor:
+        """(B, W, N, C) to the same; key_bias is (W, N) or (B, W, N)."""
+        mask = self.mask(grid, x, key_bias)
+        x = grid.roll(x, -self.shift)
+        x = grid.roll(self.w_msa(x, mask), self.shift)
+        return self.drop(x)
+
+    def mask(self, grid: WindowGrid, x: Tensor, key_bias: Tensor | None = None) -> Tensor | None:
+        """What is added to the logits in the windows of x, in its dtype, or None for nothing.
+
+        (W, N, N) where windows are shifted, (B, W, 1, N) where there is a bias of keys (W, N) or
+        (B, W, N), (B, W, N, N) for both.
+        """
+        mask = grid.shift_mask(self.shift, x.device).to(x.dtype) if self.shift else None
+        if key_bias is None:
+            return mask
+        key_bias = key_bias.expand(x.shape[:-1]).unsqueeze(-1)
+        key_bias = grid.roll(key_bias, -self.shift).transpose(-1, -2)  # (B, W, 1, N)
+        return key_bias if mask is None else mask + key_bias
+
+
+class LTMSwinBlock(BaseModule):
+    """A Swin block that may share its MLP's update among merged tokens (the paper's Figure 1).
+
+    Args:
+        block: mmdet's block; its modules and their names are taken over.
+        window: Side of the windows it attends in.
+        merger: What merges tokens before the MLP and restores them after it, None for nothing.
+    """
+
+    def __init__(self, block: SwinBlock, window: int, merger: Merger | None) -> None:
+        super().__init__()
+        self.norm1 = block.norm1
+        self.attn = ShiftedWindowAttention(block.attn, window)
+        self.norm2 = block.norm2
+        self.ffn = block.ffn
+        self.ffn.add_identity = False
+        self.merger = merger
+        self.with_cp = block.with_cp
+
+    def forward(
+        self,
+        x: Tensor,
+        grid: WindowGrid,
+        state: Any = None,
+        key_bias: Tensor | None = None,
+    ) -> tuple[Tensor, Any]:
+        """(B, W, N, C) and the merger chain's state to the same."""
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(self._forward, x, grid, state, key_bias, use_reentrant=False)
+        return self._forward(x, grid, state, key_bias)
+
+    def _forward(
+        self, x: Tensor, grid: WindowGrid, state: Any, key_bias: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        if self.in_pieces(x):
+            return self.forward_in_pieces(x, grid, key_bias), state
+        valid = grid.valid(x.device)
+        z = zero_padding(self.norm1(x), valid)
+        x = x + self.attn(z, grid, key_bias)
+        merging = grid.no_merging()
+        if self.merger is not None:
+            merging, state = self.merger(x, state, valid, self.cues(z, valid))
+        return merging.update(x, self.mlp(self.norm2(merging.merge(x)))), state
+
+    def in_pieces(self, x: Tensor) -> bool:
+        """Whether `forward_in_pieces` serves x: nothing inside merges, drops out or is watched."""
+        msa, ffn, norms = self.attn.w_msa, self.ffn, (self.norm1, self.norm2)
+        (fc1, act, drop), fc2, _ = ffn.layers
+        dropouts = msa.attn_drop, msa.proj_drop, drop
+        return (
+            self.merger is None
+            and pieces.applies(x, *norms, msa.qkv, msa.proj, fc1, fc2)
+            and self.norm1.eps == self.norm2.eps
+            and is_gelu(act)
+            and isinstance(ffn.gamma2, nn.Identity)
+            and not (self.training and any(layer.p > 0 for layer in dropouts))
+            and all(isinstance(d, (DropPath, nn.Identity)) for d in self.drop_paths)
+            and not any(map(pieces.watched, self.children()))
+        )
+
+    @property
+    def drop_paths(self) -> tuple[nn.Module, nn.Module]:
+        """Of the attention and of the MLP."""
+        return self.attn.drop, self.ffn.dropout_layer
+
+    def forward_in_pieces(
+        self, x: Tensor, grid: WindowGrid, key_bias: Tensor | None = None
+    ) -> Tensor:
+        """As `forward`, see :mod:`.pieces`: some windows at a time, through the whole block."""
+        b, w, n, c = x.shape
+        shift, msa = self.attn.shift, self.attn.w_msa
+        mask = self.attn.mask(grid, x, key_bias)
+        if mask is not None and mask.ndim == 4:
+            mask = mask.expand(b, w, -1, -1).flatten(0, 1)
+        kept = None
+        if self.training and any(getattr(d, "drop_prob", 0) > 0 for d in self.drop_paths):
+            kept = torch.cat([drop(x.new_ones(b, 1, 1)) for drop in self.drop_paths], dim=-1)
+            kept = kept.expand(-1, w, -1).flatten(0, 1)
+        (fc1, _, _), fc2, _ = self.ffn.layers
+        layers = self.norm1, msa.qkv, msa.proj, self.norm2, fc1, fc2
+        tensors = [t for layer in layers for t in (layer.weight, layer.bias)]
+        x = swin_pieces.swin_block(
+            x.flatten(0, 1),
+            grid.roll_order(-shift, x.device),
+            mask,
+            grid.rolled_valid(shift, x.device),
+            kept,
+            swin_pieces.Block(msa.position_bias(), *tensors),
+            msa.num_heads,
+            msa.scale,
+            self.norm1.eps,
+        )
+        return x.view(b, w, n, c)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """The MLP of (*, C)."""
+        ffn = self.ffn
+        (fc1, act, drop), fc2, _ = ffn.layers
+        dropped = self.training and drop.p > 0
+        if not is_gelu(act) or dropped or ffn._forward_hooks or not pieces.applies(x, fc1, fc2):
+            return ffn(x)
+        return ffn.dropout_layer(ffn.gamma2(pieces.mlp(x, fc1, fc2)))
+
+    def cues(self, z: Tensor, valid: Tensor | None) -> Cues:
+        """What its merger reads of the attention's input z (B, W, N, C)."""
+        msa = self.attn.w_msa
+        return attention_cues(msa.qkv, msa.num_heads, z, self.merger.reads, valid)
+
+
+class GridlessSwinBlock(LTMSwinBlock):
+    """A Swin block on merged tokens that lie on no grid: merged before it, restored after it.
+
+    The tokens of each window of this block are merged; in a shifted window the merger is told which
+    of them only the roll made neighbours. Position bias and shift mask of a pair of merged tokens
+    are the mean over the pairs of their sources.
+    """
+
+    def _forward(
+        self, x: Tensor, grid: WindowGrid, state: Any, key_bias: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        shift = self.attn.shift
+        valid = grid.rolled_valid(shift, x.device)
+        x = grid.roll(x, -shift)
+        cues = self.cues(self.norm1(x), valid)._replace(regions=grid.regions(shift, x.device))
+        merging, _ = self.merger(x, None, valid, cues)
+        y0 = merging.merge(x)  # (B, W, P, C)
+        y = y0 + self.attn.drop(
+            self.attn.w_msa(self.norm1(y0), bias=self.merged_bias(merging, grid, x))
+        )
+        y = y + self.mlp(self.norm2(y))
+        return grid.roll(merging.update(x, y - y0), shift), state
+
+    def merged_bias(self, merging: Merging, grid: WindowGrid, x: Tensor) -> Tensor:
+        """(B, W, nH, P, P), what attention among the merged tokens adds to its logits."""
+        bias, mask = self.attn.w_msa.position_bias().to(x.dtype)[None], self.attn.mask(grid, x)
+        if mask is not None:  # else the same in all windows
+            bias = bias + mask[:, None]
+        bias = merging.pair_bias(bias)
+        return bias if merging.key_bias is None else bias + merging.key_bias[..., None, None, :]
+
+
+def is_gelu(act: nn.Module) -> bool:
+    """Whether it is the exact one."""
+    return type(act) is nn.GELU and act.approximate == "none"
+
+
+def embed_patches(patches: PatchEmbed, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """mmdet's patch embedding, images (B, 3, h, w) to tokens (B, H * W, C) and (H, W)."""
+    if pieces.watched(patches) or not pieces.inference(x, patches.norm):
+        return patches(x)
+    if patches.adap_padding is not None:
+        x = patches.adap_padding(x)
+    x = patches.projection(x)
+    hw, tokens = tuple(x.shape[2:]), x.flatten(2).transpose(1, 2)
+    return pieces.norm(tokens, patches.norm, out=x.new_empty(tokens.shape)), hw
+
+
+def normed_map(x: Tensor, norm: nn.Module, hw: tuple[int, int]) -> Tensor:
+    """The norm of tokens (B, H * W, C), as a map (B, C, H, W)."""
+    if not pieces.inference(x, norm):
+        return norm(x).transpose(1, 2).unflatten(2, hw).contiguous()
+    out = x.new_empty(x.shape[0], x.shape[2], *hw)
+    pieces.norm(x, norm, out=out.flatten(2).transpose(1, 2))
+    return out
+
+
+def merge_patches(patches: PatchMerging, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Any]:
+    """mmdet's patch merging, (B, H * W, C) to (B, H' * W', D) and (H', W').
+
+    Patches of 2 x 2 are views of the map here, without the copies of ``nn.Unfold``, channel by
+    channel; the weights are put into the order of the views instead.
+    """
+    sampler, norm = patches.sampler, patches.norm
+    usual = sampler.kernel_size == sampler.stride == (2, 2) and sampler.dilation == (1, 1)
+    if not usual or patches.adap_padding is None or type(norm) is not nn.LayerNorm:
+        return patches(x, hw)
+    (height, width), c = hw, x.shape[-1]
+    x = x.unflatten(1, hw)
+    if not (divides(2, height) and divides(2, width)):
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    x = x.unflatten(2, (columns, 2)).unflatten(1, (rows, 2)).transpose(2, 3)  # (B, R, S, 2, 2, C)
+
+    def reorder(weight: Tensor) -> Tensor:  # the last axis, from (C, row, column)
+        return weight.unflatten(-1, (c, 4)).transpose(-1, -2).flatten(-2)
+
+    reduction = patches.reduction
+    scale, offset, weight = map(reorder, (norm.weight, norm.bias, reduction.weight))
+    # inductor has no oneDNN product with weights that are computed
+    if pieces.applies(x, norm, reduction) and not torch.compiler.is_compiling():
+        x = swin_pieces.patch_merging(x, scale, offset, norm.eps, weight, reduction.bias)
+        return x, (rows, columns)
+    x = F.layer_norm(x.flatten(3).flatten(1, 2), norm.normalized_shape, scale, offset, norm.eps)
+    return F.linear(x, weight, reduction.bias), (rows, columns)
+
+
+def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Zeroes padded tokens, which is what the dense Swin lets attention see of them."""
+    return x if valid is None else x.masked_fill(~valid[..., None], 0)
+
+
+def relative_position_readout(window: int, side: int) -> Tensor | None:
+    """((2k-1)^2, (2M-1)^2), which reads the table of windows of side k off that of side M.
+
+    Cells of the merged window lie M / k tokens apart: the bias at displacement j cells is the
+    dense table's at j * M / k tokens, linearly interpolated along each axis. None where k = M.
+    """
+    if side == window:
+        return None
+    at = torch.arange(1 - side, side) * window / side + window - 1  # in rows of the dense table
+    axis = (1 - (at[:, None] - torch.arange(2 * window - 1)).abs()).clamp(min=0)
+    return torch.kron(axis, axis)

@@ -1,0 +1,336 @@
+"""LTMViT: the plain Vision Transformer, as ViTDet lays it out, with tokens that stay merged.
+
+Sources: ViT (arXiv 2010.11929), ViTDet (arXiv 2203.16527), learnable token merging (2407.15219).
+Shapes: B images, T prefix tokens, L = H * W tokens of the map, C channels, M side of the dense
+window, k side of the merged window.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.utils.checkpoint as cp
+from mmdet.registry import MODELS
+from mmengine.logging import print_log
+from mmengine.model import BaseModule, ModuleList
+from mmengine.utils import to_2tuple
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from torch import Tensor, nn
+
+from ltm_det.backbones.common.weights import AccountedLoading
+from ltm_det.backbones.common.windows import WindowGrid
+from ltm_det.backbones.vit.layers import (
+    GlobalAttention,
+    LTMViTBlock,
+    TokenMap,
+    WindowAttention,
+    keep,
+)
+from ltm_det.backbones.vit.weights import VIT
+from ltm_det.merging import Merger, build_merger, check_ratio, kept_side, merger_options
+
+
+@MODELS.register_module()
+class LTMViT(AccountedLoading, BaseModule):
+    """Plain ViT with windowed and global blocks, and learnable token merging.
+
+    Before block ``merge_at`` the tokens of every window are merged, and stay so to the last block:
+    windowed blocks attend among the k x k tokens of a window, global blocks among all merged
+    tokens. Between the last block's attention and its MLP, the update they brought is mapped back
+    onto the full map, so that this MLP is every token's own.
+
+    Args:
+        embed_dims: C.
+        depth: Number of blocks.
+        num_heads: Heads of each block's attention.
+        mlp_ratio: Width of the MLP over C.
+        patch_size: Pixels of a patch's side.
+        in_channels: Of the image.
+        qkv_bias: Whether query, key and value have a bias.
+        pretrain_img_size: Side, or (height, width), for which there are absolute positions; they
+            are resampled to any other input.
+        img_size: Side, or (height, width), for which global blocks have relative positions.
+        window_size: M, in tokens.
+        global_blocks: Indices of the blocks with global attention; None for the last block of each
+            quarter, as in ViTDet; () for none, range(depth) for all.
+        use_abs_pos: Whether there are absolute positions.
+        use_rel_pos: Whether attention has decomposed relative positions.
+        prefix_tokens: T, tokens kept beside the map. 0 leaves a checkpoint's class token out, as
+            ViTDet does; 1 keeps it, more also distillation and register tokens. Only global blocks
+            let them exchange anything with the map.
+        final_norm: Whether the map is normalised at the exit.
+        init_values: Start of the layer scale, or None for no layer scale.
+        drop_rate, attn_drop_rate: Dropout of features and of attention.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from the first.
+        with_cp: Whether blocks recompute their activations in the backward pass, to save memory.
+        frozen_stages: 0 freezes the patch and position embeddings, n > 0 also the first n blocks
+            with their mergers; -1 nothing.
+        merger: None for the dense backbone, or a dict:
+
+            - type: 'LTM' (learned) or 'Pool' (untrained area pooling).
+            - compression_ratio: Kept fraction of the dense tokens, in (0, 1]: one number, or one
+              for each entry of merge_at, none above the one before. k = round(M * sqrt(ratio)).
+            - merge_at: Block before which tokens are merged, or several, in ascending order.
+              Default: depth // 4 - 1, ViTDet's first global block: dense, it takes the most memory.
+            - whatever else the merger takes: for LTM ``mask`` and ``temperature``.
+        init_cfg: None, or dict(type='Pretrained', checkpoint=...[, prefix, drop_mergers]), see
+            :mod:`.weights`.
+
+    Raises:
+        ValueError: On blocks that are not there, an unknown merger, a bad ratio.
+    """
+
+    family = VIT
+
+    def __init__(
+        self,
+        *,
+        embed_dims: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        qkv_bias: bool = True,
+        pretrain_img_size: int | Sequence[int] = 224,
+        img_size: int | Sequence[int] = 1024,
+        window_size: int = 14,
+        global_blocks: Sequence[int] | None = None,
+        use_abs_pos: bool = True,
+        use_rel_pos: bool = False,
+        prefix_tokens: int = 0,
+        final_norm: bool = False,
+        init_values: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        merger: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        _check_whole(1, embed_dims=embed_dims, depth=depth, num_heads=num_heads)
+        _check_whole(1, patch_size=patch_size, in_channels=in_channels, window_size=window_size)
+        _check_whole(0, prefix_tokens=prefix_tokens)
+        if global_blocks is None:  # a quarter of less than one block has none
+            global_blocks = sorted({depth * quarter // 4 - 1 for quarter in range(1, 5)} - {-1})
+        _check_blocks("global_blocks", global_blocks, depth)
+        if not -1 <= frozen_stages <= depth:
+            raise ValueError(f"frozen_stages={frozen_stages}: give -1 to {depth}, the depth")
+        if embed_dims % num_heads:
+            raise ValueError(f"embed_dims={embed_dims} must be a multiple of num_heads={num_heads}")
+        self.window = window_size
+        self.with_cp = with_cp
+        self.frozen_stages = frozen_stages
+
+        self.patch_embed = PatchEmbed(
+            None, patch_size, in_channels, embed_dims, dynamic_img_pad=True
+        )
+        self.pretrain_grid = _grid_of(pretrain_img_size, patch_size)
+        self.pos_embed = self.prefix_tokens = None
+        if use_abs_pos:
+            positions = self.pretrain_grid[0] * self.pretrain_grid[1]
+            self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dims))
+        if prefix_tokens:
+            self.prefix_tokens = nn.Parameter(torch.zeros(1, prefix_tokens, embed_dims))
+        self.pos_drop = nn.Dropout(drop_rate)
+
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        drops = torch.linspace(0, drop_path_rate, depth).tolist()
+        self.blocks = ModuleList()
+        for i in range(depth):
+            attention, size = WindowAttention, to_2tuple(window_size)
+            if i in global_blocks:
+                attention, size = GlobalAttention, _grid_of(img_size, patch_size)
+            attn = attention(
+                embed_dims,
+                num_heads,
+                rel_pos_size=size if use_rel_pos else None,
+                qkv_bias=qkv_bias,
+                attn_drop=attn_drop_rate,
+                proj_drop=drop_rate,
+            )
+            self.blocks.append(
+                LTMViTBlock(
+                    embed_dims,
+                    num_heads,
+                    attn,
+                    mlp_ratio=mlp_ratio,
+                    proj_drop=drop_rate,
+                    init_values=init_values,
+                    drop_path=drops[i],
+                    norm_layer=norm,
+                )
+            )
+        self.num_prefix = prefix_tokens
+        self.norm = norm(embed_dims) if final_norm else nn.Identity()
+
+        self.sides, options = _parse_merger(merger, depth, window_size)
+        self.mergers = nn.ModuleDict()  # by the block before which it merges
+        side = window_size
+        for block, kept in self.sides.items():
+            self.mergers[str(block)] = build_merger(
+                dim=embed_dims, window=side, tokens=kept**2, depth=block / depth, **options
+            )
+            side = kept
+        self.apply(_init_weights)
+        for parameter in (self.pos_embed, self.prefix_tokens):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
+        self._freeze()
+
+    def init_weights(self) -> None:
+        kept = {block: side**2 for block, side in self.sides.items()}
+        print_log(f"LTMViT: kept of {self.window**2} tokens a window, by block: {kept}", "current")
+        super().init_weights()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images (B, 3, h, w) of any size to one map (B, C, H, W), padded to whole patches."""
+        patch = self.patch_embed.patch_size
+        hw = tuple((n + p - 1) // p for n, p in zip(x.shape[2:], patch))  # ONNX: no negatives
+        grid = WindowGrid(*hw, self.window)
+        x = self.patch_embed(x)  # (B, L, C)
+        if self.pos_embed is not None:
+            x = x + resample_abs_pos_embed(
+                self.pos_embed, hw, self.pretrain_grid, num_prefix_tokens=0, antialias=False
+            )
+        if self.prefix_tokens is not None:
+            x = torch.cat([self.prefix_tokens.expand(x.shape[0], -1, -1), x], dim=1)
+        x, tokens, restore = self.pos_drop(x), TokenMap(grid, grid), keep
+        for i, block in enumerate(self.blocks):
+            if i in self.sides:
+                x, tokens, restore = self._merge(i, x, tokens, restore)
+            last = i == len(self.blocks) - 1
+            x = self._run(block, x, tokens, restore if last else keep)
+        x = self.norm(x[:, self.num_prefix :])
+        return [x.transpose(1, 2).unflatten(2, hw).contiguous()]
+
+    def mergers_by_point(self) -> dict[str, Merger]:
+        """The mergers, by the name of their merge point, see :class:`MergePoint`."""
+        return {f"blocks.{block}": merger for block, merger in self.mergers.items()}
+
+    def dense_points(self) -> dict[str, nn.Module]:
+        """What reads the tokens first at each merge point that a merger could have."""
+        return {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
+
+    def shift_at(self, name: str) -> int:
+        """By how many tokens the map is rolled back at a merge point: windows never shift."""
+        return 0
+
+    def grid_at(self, name: str, image_size: tuple[int, int]) -> tuple[WindowGrid, float]:
+        """The map at a merge point for images of h x w pixels, and the pixels of a token."""
+        patch = self.patch_embed.patch_size
+        grid = WindowGrid(-(-image_size[0] // patch[0]), -(-image_size[1] // patch[1]), self.window)
+        sides = [k for block, k in self.sides.items() if block < int(name.split(".")[1])]
+        for side in sides:
+            grid = grid.shrunk(side)
+        return grid, patch[0] * self.window / grid.window
+
+    def _merge(
+        self, block: int, x: Tensor, tokens: TokenMap, restore: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, TokenMap, Callable[[Tensor], Tensor]]:
+        """Merges x (B, T + L, C) before a block.
+
+        Returns:
+            Fewer tokens y0, their map, and the way back to the full map for what becomes of them,
+            x + unmerge(y - y0) and then ``restore``.
+        """
+        prefix, x = x.split([self.num_prefix, x.shape[1] - self.num_prefix], dim=1)
+        merger, side = self.mergers[str(block)], self.sides[block]
+        merging, merged = tokens.merged(x, merger, side, self.blocks[block])
+        y0 = merging.merge(x)
+
+        def restore_here(y: Tensor) -> Tensor:
+            prefix, y = y.split([self.num_prefix, y0.shape[1]], dim=1)
+            return restore(torch.cat([prefix, merging.update(x, y - y0)], dim=1))
+
+        return torch.cat([prefix, y0], dim=1), merged, restore_here
+
+    def _run(self, block: LTMViTBlock, x: Tensor, *args) -> Tensor:
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(block, x, *args, use_reentrant=False)
+        return block(x, *args)
+
+    def train(self, mode: bool = True) -> "LTMViT":
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        """Takes the embeddings and the first blocks out of training."""
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed, self.pos_drop, *self.blocks[: self.frozen_stages]]
+        frozen += [m for i, m in self.mergers.items() if int(i) < self.frozen_stages]
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+        for parameter in (self.pos_embed, self.prefix_tokens):
+            if parameter is not None:
+                parameter.requires_grad = False
+
+
+def _parse_merger(
+    merger: Mapping[str, Any] | None, depth: int, window: int
+) -> tuple[dict[int, int], dict[str, Any]]:
+    """For each block before which is merged, the side k; and the options left for the mergers."""
+    if merger is None:
+        return {}, {}
+    options = merger_options(merger)
+    ratios, blocks = options.pop("compression_ratio"), options.pop("merge_at", None)
+    if blocks is None:
+        blocks = max(depth // 4 - 1, 0)
+    build_merger(dim=1, window=1, tokens=1, **options)  # bad options raise at any ratio
+    blocks = list(blocks) if isinstance(blocks, Sequence) else [blocks]
+    one = isinstance(ratios, str) or not isinstance(ratios, Sequence)
+    ratios = [ratios] * len(blocks) if one else list(ratios)
+    _check_blocks("merge_at", blocks, depth)
+    if not blocks or blocks != sorted(set(blocks)):
+        raise ValueError(f"merge_at={blocks} must name blocks in ascending order, each once")
+    if len(ratios) != len(blocks):
+        raise ValueError(
+            f"compression_ratio={ratios} has {len(ratios)} entries for merge_at={blocks}: "
+            "give one for each block"
+        )
+    sides, side = {}, window
+    for block, ratio in zip(blocks, ratios, strict=True):
+        kept = kept_side(check_ratio(ratio), window)
+        if kept > side:
+            raise ValueError(
+                f"compression_ratio={ratios} rises: merged tokens stay merged to the exit, so "
+                "each ratio must be at most the one before"
+            )
+        if kept < side:
+            sides[block] = side = kept
+    return sides, options
+
+
+def _check_blocks(name: str, blocks: Sequence[int], depth: int) -> None:
+    if isinstance(blocks, int):
+        raise ValueError(f"{name} must be a list of blocks, got {blocks}")
+    for block in blocks:
+        if not isinstance(block, int) or isinstance(block, bool) or not 0 <= block < depth:
+            raise ValueError(f"{name} names block {block!r}, but there are blocks 0 to {depth - 1}")
+
+
+def _check_whole(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}")
+
+
+def _grid_of(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    height, width = to_2tuple(img_size)
+    if min(height, width) < patch_size:
+        raise ValueError(f"{height}x{width} pixels hold no patch of {patch_size}x{patch_size}")
+    return height // patch_size, width // patch_size
+
+
+def _init_weights(module: nn.Module) -> None:
+    """As timm's ViT: truncated normal for linear layers, zero for their biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,277 @@
+"""The block of LTMViT: timm's, attending within windows or over the whole map.
+
+Shapes: B images, W windows, T prefix tokens, L = H * W tokens of the map, N tokens in a window,
+C channels, nH heads, D = C / nH, M side of the dense window, k side of the merged window.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ltm_det.backbones.common.cues import attention_cues
+from ltm_det.backbones.common.windows import WindowGrid
+from ltm_det.cpu import pieces
+from ltm_det.cpu.vit import (
+    position_bias,
+    relative_embedding,
+    rows_piece,
+    window_piece,
+)
+from ltm_det.merging import SHUT, Cues, Merger, Merging
+
+# Queries of global attention taken at a time on the CPU: torch's fused attention is slower for
+# fewer than 192, and the logits of all are the largest tensor of a pass.
+QUERIES = 256
+
+
+class TokenMap(NamedTuple):
+    """The map that a block runs on, and what it was merged from.
+
+    Attributes:
+        grid: Of the tokens as they are now, in windows of k x k.
+        dense: Of the tokens before any merging, in windows of M x M.
+        key_bias: (W, k * k) or (B, W, k * k), added to the attention logits of each key; shuts out
+            tokens that nothing was merged into. None for nothing.
+        at: (B, W, k * k, 2), row and column of each token within its window, in dense tokens, where
+            merging kept no grid; the map's order says nothing then. None: the grid's cells.
+        size: (B, W, k * k), of the mergers that keep it, see :class:`ltm_det.merging.Merging`.
+    """
+
+    grid: WindowGrid
+    dense: WindowGrid
+    key_bias: Tensor | None = None
+    at: Tensor | None = None
+    size: Tensor | None = None
+
+    @property
+    def spacing(self) -> float:
+        """Distance of neighbours on the map, in dense tokens."""
+        return self.dense.window / self.grid.window
+
+    def valid(self, device: torch.device) -> Tensor | None:
+        """(W, N) or (B, W, N), False for tokens that stand for nothing; None where all do."""
+        if self.key_bias is None:
+            return self.grid.valid(device)
+        return self.key_bias > SHUT / 2
+
+    def merged(
+        self, x: Tensor, merger: Merger, side: int, reader: Block
+    ) -> tuple[Merging, "TokenMap"]:
+        """How ``merger`` merges x (B, L, C), as a merging of maps, and the map it leads to.
+
+        ``reader`` is the block that the merged tokens go to.
+        """
+        here, valid = self.grid, self.valid(x.device)
+        there = here.shrunk(side) if merger.keeps_grid else here.merged(side)
+        tokens = here.partition(x)
+        cues = Cues(size=self.size)
+        if merger.reads:
+            attn, z = reader.attn, here.partition(reader.norm1(x))
+            cues = attention_cues(attn.qkv, attn.num_heads, z, merger.reads, valid, self.size)
+        windows, _ = merger(tokens, None, valid, cues)
+        at = None
+        if not merger.keeps_grid:
+            at = windows.mean_of(self.places(x).expand(*tokens.shape[:2], -1, -1))
+        merging = Merging(
+            merge=lambda x: there.reverse(windows.merge(here.partition(x))),
+            unmerge=lambda y: here.reverse(windows.unmerge(there.partition(y))),
+            key_bias=windows.key_bias,
+            restore=lambda x, change: here.reverse(
+                windows.update(here.partition(x), there.partition(change))
+            ),
+        )
+        return merging, TokenMap(there, self.dense, windows.key_bias, at, windows.size)
+
+    def places(self, x: Tensor) -> Tensor:
+        """(*, k * k, 2), see ``at``; in the dtype of x."""
+        if self.at is not None:
+            return self.at
+        line = torch.arange(self.grid.window, device=x.device, dtype=x.dtype)
+        return torch.cartesian_prod(line, line) * self.spacing + (self.spacing - 1) / 2
+
+    def places_on_map(self) -> Tensor:
+        """(B, W, k * k, 2), ``at`` on the whole map."""
+        rows = torch.arange(self.dense.rows, device=self.at.device) * self.dense.window
+        columns = torch.arange(self.dense.columns, device=self.at.device) * self.dense.window
+        return self.at + torch.cartesian_prod(rows, columns)[:, None]
+
+
+class RelPosAttention(Attention):
+    """timm's multi-head attention with optional decomposed relative positions.
+
+    The logits of query (y, x) and key (y', x') gain q . R_h[y - y'] + q . R_w[x - x'], with q as it
+    is before scaling (MViTv2, arXiv 2112.01526; ViTDet, arXiv 2203.16527).
+
+    Args:
+        dim: C.
+        num_heads: nH.
+        rel_pos_size: Rows and columns of the map for which there are relative positions, or None.
+        options: As for timm's Attention.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, rel_pos_size: tuple[int, int] | None, **options
+    ) -> None:
+        super().__init__(dim, num_heads, **options)
+        self.use_rel_pos = rel_pos_size is not None
+        if self.use_rel_pos:
+            rows, columns = rel_pos_size
+            self.rel_pos_h = nn.Parameter(torch.zeros(2 * rows - 1, self.head_dim))
+            self.rel_pos_w = nn.Parameter(torch.zeros(2 * columns - 1, self.head_dim))
+
+    def attend(
+        self,
+        x: Tensor,
+        cells: tuple[int, int],
+        lengths: tuple[int, int],
+        spacing: float,
+        mask: Tensor | None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """Attention over T prefix tokens and a map.
+
+        Args:
+            x: (B, T + L, C).
+            cells: (H, W) of the map, H * W = L.
+            lengths: How many dense tokens its height and its width stand for.
+            spacing: Distance of neighbouring cells, in dense tokens.
+            mask: Added to the logits, broadcastable to (B, nH, T + L, T + L), or None.
+            at: (B, L, 2), row and column of tokens that lie on no grid, in dense tokens, or None.
+
+        Returns:
+            (B, T + L, C)
+        """
+        b, n, c = x.shape
+        dropout = self.attn_drop.p if self.training else 0.0
+        embeddings = None, None
+        if self.use_rel_pos and at is None:
+            embeddings = self.embeddings(cells, lengths, spacing)
+        if at is None and n == cells[0] * cells[1] and not dropout and self.in_pieces(x):
+            return self.proj_drop(self.attend_in_pieces(x, mask, *embeddings))
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nH, T + L, D)
+        if self.use_rel_pos:
+            if at is None:
+                bias = position_bias(q, *(e.to(q.dtype) for e in embeddings))
+            else:
+                bias = self.scattered_bias(q, at, lengths)
+            mask = bias if mask is None else bias + mask
+        if mask is not None:
+            mask = mask.to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+    def embeddings(
+        self, cells: tuple[int, int], lengths: tuple[int, int], spacing: float
+    ) -> tuple[Tensor, Tensor]:
+        """(H, H, D) and (W, W, D), of the rows and of the columns."""
+        rows = relative_embedding(self.rel_pos_h, lengths[0], cells[0], spacing)
+        return rows, relative_embedding(self.rel_pos_w, lengths[1], cells[1], spacing)
+
+    def in_pieces(self, x: Tensor) -> bool:
+        """Whether `attend_in_pieces` serves x; a graph that is compiled has plain operators."""
+        return not torch.compiler.is_compiling() and pieces.applies(x, self.qkv, self.proj)
+
+    def attend_in_pieces(
+        self, x: Tensor, mask: Tensor | None, rows: Tensor | None, columns: Tensor | None
+    ) -> Tensor:
+        """As `attend`, see :mod:`.pieces`: some windows at a time."""
+        size = pieces.attention_size(x.shape[1], self.num_heads, 3 * x.shape[2])
+        weights = [self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias]
+        piece = partial(window_piece, self.num_heads, self.scale)
+        return pieces.run(piece, size, [x, mask], [rows, columns, *weights])
+
+    def scattered_bias(self, q: Tensor, at: Tensor, lengths: tuple[int, int]) -> Tensor:
+        """As `position_bias`, of tokens at the dense tokens nearest to ``at`` (B, L, 2)."""
+        prefix = q.shape[2] - at.shape[1]
+        q, bias = q[:, :, prefix:], 0.0
+        for axis, table in enumerate((self.rel_pos_h, self.rel_pos_w)):
+            line = at[..., axis].round().long().clamp(0, lengths[axis] - 1)  # (B, L)
+            embedding = relative_embedding(table, lengths[axis], lengths[axis], 1.0)[line]
+            along = torch.einsum("bnld,blkd->bnlk", q, embedding.to(q.dtype))
+            bias = bias + along.gather(-1, line[:, None, None].expand(-1, *q.shape[1:3], -1))
+        return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
+
+
+class GlobalAttention(RelPosAttention):
+    """Every token attends to every token."""
+
+    def attend_in_pieces(
+        self, x: Tensor, mask: Tensor | None, rows: Tensor | None, columns: Tensor | None
+    ) -> Tensor:
+        """As `attend`, see :mod:`.pieces`: the queries of some rows of the map at a time."""
+        b, n, c = x.shape
+        height, width = (1, n) if rows is None else (len(rows), len(columns))
+        qkv = pieces.product(x.flatten(0, 1), self.qkv.weight, self.qkv.bias)
+        q, k, v = qkv.view(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q = q.unflatten(2, (height, width)).permute(2, 0, 1, 3, 4)  # (H, B, nH, W, D)
+        size = -(-QUERIES // width)
+        x = pieces.run(rows_piece, size, [q, rows], [k, v, mask, columns])
+        x = x.permute(1, 0, 3, 2, 4).reshape(b * n, c)
+        return pieces.product(x, self.proj.weight, self.proj.bias).view(b, n, c)
+
+    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
+        """(B, T + L, C) to the same."""
+        grid, dense = tokens.grid, tokens.dense
+        mask = None
+        if tokens.key_bias is not None:
+            key_bias = tokens.key_bias.expand(x.shape[0], -1, -1).unsqueeze(-1)
+            key_bias = grid.reverse(key_bias).squeeze(-1)  # (B, L)
+            mask = F.pad(key_bias, (x.shape[1] - key_bias.shape[1], 0))[:, None, None]
+        cells, lengths = (grid.height, grid.width), (dense.height, dense.width)
+        at = None if tokens.at is None else grid.reverse(tokens.places_on_map())
+        return self.attend(x, cells, lengths, tokens.spacing, mask, at)
+
+
+class WindowAttention(RelPosAttention):
+    """Tokens attend within their window; prefix tokens, which lie in none, take no part.
+
+    Tokens that pad the dense map's windows are zero, and are keys as in ViTDet.
+    """
+
+    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
+        """(B, T + L, C) to the same."""
+        grid, window = tokens.grid, tokens.dense.window
+        prefix = x.shape[1] - grid.height * grid.width
+        windows = grid.partition(x[:, prefix:])  # (B, W, N, C)
+        mask = None
+        if tokens.key_bias is not None:
+            mask = tokens.key_bias.expand(windows.shape[:-1]).flatten(0, 1)[:, None, None]
+        cells, lengths = (grid.window, grid.window), (window, window)
+        at = None if tokens.at is None else tokens.at.flatten(0, 1)
+        out = self.attend(windows.flatten(0, 1), cells, lengths, tokens.spacing, mask, at)
+        out = grid.reverse(out.unflatten(0, windows.shape[:2]))
+        return F.pad(out, (0, 0, prefix, 0))
+
+
+def keep(x: Tensor) -> Tensor:
+    """Restores nothing."""
+    return x
+
+
+class LTMViTBlock(Block):
+    """timm's block, with ``attn`` in the place of its attention."""
+
+    def __init__(self, dim: int, num_heads: int, attn: RelPosAttention, **options) -> None:
+        super().__init__(dim, num_heads, **options)
+        self.attn = attn
+
+    def forward(
+        self, x: Tensor, tokens: TokenMap, restore: Callable[[Tensor], Tensor] = keep
+    ) -> Tensor:
+        """(B, T + L, C) to the same, or to what ``restore``, between attention and MLP, makes."""
+        x = restore(x + self.drop_path1(self.ls1(self.attn(self.norm1(x), tokens))))
+        return x + self.drop_path2(self.ls2(self._mlp(self.norm2(x))))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        mlp = self.mlp
+        dropped = self.training and mlp.drop1.p > 0
+        if dropped or mlp._forward_hooks or not pieces.applies(x, mlp.fc1, mlp.fc2):
+            return mlp(x)
+        return pieces.mlp(x, mlp.fc1, mlp.fc2)

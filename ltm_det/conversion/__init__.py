@@ -1,0 +1,1 @@
+"""From a trained dense detector to a merged one: convert, calibrate, search ratios."""

@@ -1,0 +1,1 @@
+"""Drawings of predictions, of merging, of times."""

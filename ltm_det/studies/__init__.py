@@ -1,0 +1,1 @@
+"""Paired runs and what is read off them: comparisons, tables, Pareto fronts, the bottleneck."""
