@@ -1,17 +1,19 @@
-"""What LTMSwin on the CPU is made of, see :mod:`.pieces`.
+"""How LTMSwin runs on the CPU: the executors of its blocks, patch embedding and patch merging.
 
-Shapes: V windows (of all images), N tokens in a window, C channels, nH heads.
+Shapes: B images, W windows, V = B * W, N tokens in a window, C channels, nH heads, P kept tokens.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltm_det.cpu import pieces
+from ltm_det.cpu import layers, pieces
+from ltm_det.cpu.door import Executor
+from ltm_det.cpu.products import product
 
 
 class Block(NamedTuple):
@@ -41,7 +43,7 @@ def window_piece(
     x: Tensor,
     mask: Tensor | None,
     bias: Tensor | None,
-    *layers: Tensor | None,
+    *tensors: Tensor | None,
 ) -> Tensor:
     """Attention within windows, (V, N, C) to the same, see :func:`window_attention`."""
     if mask is not None:
@@ -49,7 +51,7 @@ def window_piece(
         bias = mask if bias is None else bias + mask
     elif bias is not None:
         bias = bias[None]
-    return pieces.attention_piece(num_heads, scale, x, lambda q: bias, *layers)
+    return layers.attention_piece(num_heads, scale, x, lambda q: bias, *tensors)
 
 
 def block_piece(
@@ -60,10 +62,10 @@ def block_piece(
     mask: Tensor | None,
     real: Tensor | None,
     kept: Tensor | None,
-    *layers: Tensor | None,
+    *tensors: Tensor | None,
 ) -> Tensor:
     """(V, N, C) to the same, see :func:`swin_block`."""
-    own = Block(*layers)
+    own = Block(*tensors)
     dim = x.shape[-1:]
     padded = real is not None and not real.all()
     z = F.layer_norm(x, dim, own.norm1, own.norm1_bias, eps)
@@ -77,42 +79,22 @@ def block_piece(
         at = real.flatten().nonzero().squeeze(1)
         tokens = tokens.index_select(0, at)
     z = F.layer_norm(tokens, dim, own.norm2, own.norm2_bias, eps)
-    change = pieces.mlp_piece(z, own.fc1, own.fc1_bias, own.fc2, own.fc2_bias)
+    change = layers.mlp_piece(z, own.fc1, own.fc1_bias, own.fc2, own.fc2_bias)
     if padded:
         change = torch.zeros_like(x).flatten(0, 1).index_copy(0, at, change)
     change = change.view(x.shape)
     return x + (change if kept is None else kept[:, 1:, None] * change)
 
 
-def patches_piece(
-    eps: float, x: Tensor, norm: Tensor, norm_bias: Tensor, reduction: Tensor, bias: Tensor | None
-) -> Tensor:
-    """Patch merging of rows of S patches, (R, S, 2, 2, C) to (R, S, D)."""
-    x = x.flatten(2)
-    x = F.layer_norm(x, x.shape[-1:], norm, norm_bias, eps)
-    return pieces.product(x, reduction, bias)
-
-
-def patch_merging(
-    x: Tensor, norm: Tensor, norm_bias: Tensor, eps: float, reduction: Tensor, bias: Tensor | None
-) -> Tensor:
-    """Norm and reduction of patches, (B, R, S, 2, 2, C) to (B, R * S, D)."""
-    b, r, s = x.shape[:3]
-    size = max(1, pieces.PIECE // (s * len(norm)))
-    weights = [norm, norm_bias, reduction, bias]
-    x = pieces.run(partial(patches_piece, eps), size, [x.flatten(0, 1)], weights)
-    return x.view(b, r * s, -1)
-
-
 def _attention(
     x: Tensor,
     mask: Tensor | None,
-    layers: Sequence[Tensor | None],
+    tensors: Sequence[Tensor | None],
     num_heads: int,
     scale: float,
 ) -> Tensor:
-    size = pieces.attention_size(x.shape[1], num_heads, 3 * x.shape[2])
-    return pieces.run(partial(window_piece, num_heads, scale), size, [x, mask], layers)
+    size = layers.attention_size(x.shape[1], num_heads, 3 * x.shape[2])
+    return pieces.run(partial(window_piece, num_heads, scale), size, [x, mask], tensors)
 
 
 def _block(
@@ -121,15 +103,15 @@ def _block(
     mask: Tensor | None,
     real: Tensor | None,
     kept: Tensor | None,
-    layers: Sequence[Tensor | None],
+    tensors: Sequence[Tensor | None],
     num_heads: int,
     scale: float,
     eps: float,
 ) -> Tensor:
-    hidden = len(Block(*layers).fc1)
-    size = pieces.attention_size(x.shape[1], num_heads, max(hidden, 3 * x.shape[2]))
+    hidden = len(Block(*tensors).fc1)
+    size = layers.attention_size(x.shape[1], num_heads, max(hidden, 3 * x.shape[2]))
     piece = partial(block_piece, num_heads, scale, eps)
-    return pieces.run(piece, size, [x, mask, real, kept], layers, order)
+    return pieces.run(piece, size, [x, mask, real, kept], tensors, order)
 
 
 # For torch.compile: pieces inside are not seen. They have no gradients.
@@ -161,8 +143,8 @@ def window_attention(
         scale: Of the logits.
     """
     run = _attention_op if torch.compiler.is_compiling() else _attention
-    layers = [bias, qkv.weight, qkv.bias, proj.weight, proj.bias]
-    return run(x, mask, layers, num_heads, scale)
+    tensors = [bias, qkv.weight, qkv.bias, proj.weight, proj.bias]
+    return run(x, mask, tensors, num_heads, scale)
 
 
 def swin_block(
@@ -193,3 +175,152 @@ def swin_block(
     """
     run = _block_op if torch.compiler.is_compiling() else _block
     return run(x, order, mask, real, kept, list(block), num_heads, scale, eps)
+
+
+def run_block(
+    block: nn.Module, x: Tensor, grid: Any, state: Any = None, key_bias: Tensor | None = None
+) -> tuple[Tensor, Any]:
+    """An LTMSwinBlock that merges nothing: some windows at a time, through the whole block."""
+    b, w, n, c = x.shape
+    shift, msa = block.attn.shift, block.attn.w_msa
+    mask = block.attn.mask(grid, x, key_bias)
+    if mask is not None and mask.ndim == 4:
+        mask = mask.expand(b, w, -1, -1).flatten(0, 1)
+    drop_paths = block.attn.drop, block.ffn.dropout_layer
+    kept = None
+    if any(d.training and getattr(d, "drop_prob", 0) > 0 for d in drop_paths):
+        kept = torch.cat([drop(x.new_ones(b, 1, 1)) for drop in drop_paths], dim=-1)
+        kept = kept.expand(-1, w, -1).flatten(0, 1)
+    (fc1, _, _), fc2, _ = block.ffn.layers
+    read = block.norm1, msa.qkv, msa.proj, block.norm2, fc1, fc2
+    tensors = [t for layer in read for t in (layer.weight, layer.bias)]
+    x = swin_block(
+        x.flatten(0, 1),
+        grid.roll_order(-shift, x.device),
+        mask,
+        grid.rolled_valid(shift, x.device),
+        kept,
+        Block(msa.position_bias(), *tensors),
+        msa.num_heads,
+        msa.scale,
+        block.norm1.eps,
+    )
+    return x.view(b, w, n, c), state
+
+
+def run_merging_block(
+    block: nn.Module, x: Tensor, grid: Any, state: Any = None, key_bias: Tensor | None = None
+) -> tuple[Tensor, Any]:
+    """An LTMSwinBlock that merges before its MLP: attention and MLP in pieces."""
+    valid = grid.valid(x.device)
+    z = block.norm1(x) if valid is None else block.norm1(x).masked_fill(~valid[..., None], 0)
+    mask = block.attn.mask(grid, z, key_bias)
+    change = run_attention(block.attn.w_msa, grid.roll(z, -block.attn.shift), mask)
+    x = x + block.attn.drop(grid.roll(change, block.attn.shift))
+    merging, state = block.merger(x, state, valid, block.cues(z, valid))
+    return merging.update(x, run_mlp(block, block.norm2(merging.merge(x)))), state
+
+
+def run_gridless_block(
+    block: nn.Module, x: Tensor, grid: Any, state: Any = None, key_bias: Tensor | None = None
+) -> tuple[Tensor, Any]:
+    """A GridlessSwinBlock, which attends among merged tokens: attention and MLP in pieces."""
+
+    def inside(y: Tensor, bias: Tensor) -> Tensor:
+        y = y + block.attn.drop(run_attention(block.attn.w_msa, block.norm1(y), bias=bias))
+        return y + run_mlp(block, block.norm2(y))
+
+    return block.around(x, grid, inside), state
+
+
+def run_attention(
+    msa: nn.Module, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Its WindowAttention, (B, W, N, C) to the same."""
+    b, w, n, c = x.shape
+    if mask is not None and mask.ndim == 4:
+        mask = mask.expand(b, w, -1, -1).flatten(0, 1)
+    if bias is not None:
+        mask = bias.expand(b, w, -1, -1, -1).flatten(0, 1)
+    position = msa.position_bias() if bias is None else None
+    own = msa.qkv, msa.proj, msa.num_heads, msa.scale
+    return window_attention(x.flatten(0, 1), mask, position, *own).view(b, w, n, c)
+
+
+def run_mlp(block: nn.Module, x: Tensor) -> Tensor:
+    """Its FFN, (*, C) to the same."""
+    (fc1, _, _), fc2, _ = block.ffn.layers
+    return block.ffn.dropout_layer(layers.mlp(x, fc1, fc2))
+
+
+def serves_block(block: nn.Module) -> bool:
+    """Whether its options are those that the executors know."""
+    msa, ffn = block.attn.w_msa, block.ffn
+    if len(ffn.layers) != 3:
+        return False
+    (_, act, drop), _, last_drop = ffn.layers
+    return (
+        layers.is_gelu(act)
+        and isinstance(ffn.gamma2, nn.Identity)
+        and block.norm1.eps == block.norm2.eps
+        and not layers.drops(msa.attn_drop, msa.proj_drop, drop, last_drop)
+    )
+
+
+def patches_piece(
+    eps: float, x: Tensor, norm: Tensor, norm_bias: Tensor, reduction: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Patch merging of rows of S patches, (R, S, 2, 2, C) to (R, S, D)."""
+    x = x.flatten(2)
+    x = F.layer_norm(x, x.shape[-1:], norm, norm_bias, eps)
+    return product(x, reduction, bias)
+
+
+def run_patch_merging(
+    patches: nn.Module, x: Tensor, hw: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """Its PatchMerging of 2 x 2, (B, H * W, C) to (B, H' * W', D) and (H', W').
+
+    Patches are views of the map; the weights, few, are put into the order of the views instead.
+    """
+    (b, _, c), norm, reduction = x.shape, patches.norm, patches.reduction
+    x = patches.cut(x, hw)  # (B, R, S, 2, 2, C)
+    r, s = x.shape[1:3]
+
+    def reorder(weight: Tensor) -> Tensor:  # the last axis, from (C, row, column)
+        return weight.unflatten(-1, (c, 4)).transpose(-1, -2).flatten(-2)
+
+    weights = [*map(reorder, (norm.weight, norm.bias, reduction.weight)), reduction.bias]
+    size = max(1, pieces.PIECE // (s * 4 * c))
+    row = s, reduction.out_features
+    x = pieces.run(partial(patches_piece, norm.eps), size, [x.flatten(0, 1)], weights, row=row)
+    return x.view(b, r * s, -1), (r, s)
+
+
+def run_patch_embedding(patches: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """mmdet's, images (B, 3, h, w) to tokens (B, H * W, C) and (H, W). Without gradients."""
+    if patches.adap_padding is not None:
+        x = patches.adap_padding(x)
+    x = patches.projection(x)
+    hw, tokens = (x.shape[2], x.shape[3]), x.flatten(2).transpose(1, 2)
+    return layers.norm(patches.norm, tokens, out=x.new_empty(tokens.shape)), hw
+
+
+BLOCK = Executor(
+    run=lambda block, *args: (run_block if block.merger is None else run_merging_block)(
+        block, *args
+    ),
+    serves=serves_block,
+    called=lambda block: [] if block.merger is None else [block.merger],
+)
+GRIDLESS_BLOCK = Executor(run_gridless_block, serves_block, lambda block: [block.merger])
+PATCH_EMBEDDING = Executor(
+    run_patch_embedding,
+    serves=lambda patches: layers.unseen() and type(patches.norm) is nn.LayerNorm,
+)
+# inductor has no oneDNN product with weights that are computed
+PATCH_MERGING = Executor(
+    run_patch_merging,
+    serves=lambda patches: type(patches.norm) is nn.LayerNorm and not torch.compiler.is_compiling(),
+)
+MAP_NORM = Executor(layers.norm, serves=lambda norm: layers.unseen())

@@ -1,56 +1,59 @@
-"""Relative positions, and what LTMViT's attention on the CPU is made of, see :mod:`.pieces`.
+"""How LTMViT runs on the CPU: the executor of its blocks.
 
 Shapes: B images, V windows (of all images), T prefix tokens, L = H * W tokens of the map, N tokens
 in a window, C channels, nH heads, D = C / nH.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ltm_det.cpu import pieces
+from ltm_det.cpu import layers, pieces
+from ltm_det.cpu.door import Executor
 
+# Queries of global attention taken at a time: torch's fused attention is slower for fewer than 192,
+# and the logits of all are the largest tensor of a pass.
+QUERIES = 256
 
-def position_bias(q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """What relative positions add to the logits, zero for prefix tokens.
-
-    Args:
-        q: (B, nH, T + h * W, D), queries of T prefix tokens and of h rows of an H x W map.
-        rows: (h, H, D), of :func:`relative_embedding`.
-        columns: (W, W, D)
-
-    Returns:
-        (B, nH, T + h * W, T + H * W)
-    """
-    (height, _, _), (width, _, _) = rows.shape, columns.shape
-    prefix = q.shape[2] - height * width
-    q = q[:, :, prefix:].unflatten(2, (height, width))  # (B, nH, h, W, D)
-    along_h = torch.einsum("bnhwd,hkd->bnhwk", q, rows).contiguous()
-    along_w = torch.einsum("bnhwd,wkd->bnhwk", q, columns).contiguous()
-    # the sum has their layout: were it another, flatten would copy the largest tensor of a pass
-    bias = along_h[..., None] + along_w[..., None, :]  # (B, nH, h, W, H, W)
-    bias = bias.flatten(4).flatten(2, 3)
-    return F.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
+# (queries (B, nH, N, D), mask, rows, columns) to what is added to the logits.
+Logits = Callable[..., Tensor | None]
 
 
 def window_piece(
     num_heads: int,
     scale: float,
+    logits: Logits,
     x: Tensor,
     mask: Tensor | None,
     rows: Tensor | None,
     columns: Tensor | None,
-    *layers: Tensor | None,
+    *tensors: Tensor | None,
 ) -> Tensor:
     """Attention within windows, both projections included: (V, N, C) to the same."""
 
-    def logits(q: Tensor) -> Tensor | None:
-        return logits_bias(q, mask, rows, columns)
+    def added(q: Tensor) -> Tensor | None:
+        return logits(q, mask, rows, columns)
 
-    return pieces.attention_piece(num_heads, scale, x, logits, *layers)
+    return layers.attention_piece(num_heads, scale, x, added, *tensors)
+
+
+def attend_in_windows(attn: nn.Module, x: Tensor, place: Any, mask: Tensor | None) -> Tensor:
+    """As ``attn.attend``, some windows at a time."""
+    if _unusual(attn, x, place):
+        return attn.attend(x, place, mask)
+    size = layers.attention_size(x.shape[1], attn.num_heads, 3 * x.shape[2])
+    weights = [attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias]
+    piece = partial(window_piece, attn.num_heads, attn.scale, attn.logits)
+    return pieces.run(piece, size, [x, mask], [*attn.embeddings(place), *weights])
 
 
 def rows_piece(
+    scale: float,
+    logits: Logits,
     q: Tensor,
     rows: Tensor | None,
     k: Tensor,
@@ -59,43 +62,52 @@ def rows_piece(
     columns: Tensor | None,
 ) -> Tensor:
     """Attention of the queries of h rows, (h, B, nH, W, D) to the same; k and v (B, nH, L, D)."""
-    height, b, _, width, _ = q.shape
+    height, _, _, width, _ = q.shape
     q = q.permute(1, 2, 0, 3, 4).flatten(2, 3)  # (B, nH, h * W, D)
-    x = F.scaled_dot_product_attention(q, k, v, logits_bias(q, mask, rows, columns))
+    x = F.scaled_dot_product_attention(q, k, v, logits(q, mask, rows, columns), scale=scale)
     return x.unflatten(2, (height, width)).permute(2, 0, 1, 3, 4)
 
 
-def logits_bias(
-    q: Tensor, mask: Tensor | None, rows: Tensor | None, columns: Tensor | None
-) -> Tensor | None:
-    if rows is None:
-        return mask
-    bias = position_bias(q, rows, columns)
-    return bias if mask is None else bias + mask
+def attend_everywhere(attn: nn.Module, x: Tensor, place: Any, mask: Tensor | None) -> Tensor:
+    """As ``attn.attend``, the queries of some rows of the map at a time."""
+    if _unusual(attn, x, place):
+        return attn.attend(x, place, mask)
+    (b, n, c), (rows, columns) = x.shape, attn.embeddings(place)
+    height, width = (1, n) if rows is None else (len(rows), len(columns))
+    qkv = layers.linear_in_pieces(x.flatten(0, 1), attn.qkv)
+    q, k, v = qkv.view(b, n, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    q = q.unflatten(2, (height, width)).permute(2, 0, 1, 3, 4)  # (H, B, nH, W, D)
+    piece = partial(rows_piece, attn.scale, attn.logits)
+    x = pieces.run(piece, -(-QUERIES // width), [q, rows], [k, v, mask, columns])
+    x = x.permute(1, 0, 3, 2, 4).reshape(b * n, c)
+    return layers.linear_in_pieces(x, attn.proj).view(b, n, c)
 
 
-def relative_embedding(table: Tensor, length: int, cells: int, spacing: float) -> Tensor:
-    """Embeddings of the displacements between cells along one axis.
+def _unusual(attn: nn.Module, x: Tensor, place: Any) -> bool:
+    """Whether tokens lie on no grid or are more than a map; graphs have plain operators."""
+    scattered = place.at is not None or x.shape[1] != place.cells[0] * place.cells[1]
+    return scattered or torch.compiler.is_compiling()
 
-    Args:
-        table: (S, D), rows for displacements from -(S - 1) / 2 to (S - 1) / 2 tokens. Resized
-            linearly where it was made for another length, as ViTDet does.
-        length: Tokens of the dense axis; the table is read as 2 * length - 1 rows.
-        cells: n, cells that the axis has now.
-        spacing: Distance of neighbouring cells in tokens; between two rows the embedding is
-            interpolated linearly.
 
-    Returns:
-        (n, n, D), for query and key.
-    """
-    last = 2 * length - 2
-    if table.shape[0] != last + 1:
-        table = F.interpolate(table.T[None], last + 1, mode="linear")[0].T
-    if spacing != 1:
-        at = torch.arange(1 - cells, cells, device=table.device) * spacing + length - 1
-        at = at.clamp(0, last)
-        low = at.floor().long()
-        high = (low + 1).clamp(max=last)
-        table = torch.lerp(table[low], table[high], (at - low).to(table.dtype)[:, None])
-    n = torch.arange(cells, device=table.device)
-    return table[n[:, None] - n + (table.shape[0] - 1) // 2]
+def run_block(
+    block: nn.Module, x: Tensor, tokens: Any, restore: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """An LTMViTBlock: attention and MLP in pieces."""
+    attend = partial(attend_everywhere if block.attn.everywhere else attend_in_windows, block.attn)
+    change = block.attn.over(block.norm1(x), tokens, attend)
+    x = restore(x + block.drop_path1(block.ls1(change)))
+    mlp = layers.mlp(block.norm2(x), block.mlp.fc1, block.mlp.fc2)
+    return x + block.drop_path2(block.ls2(mlp))
+
+
+def serves_block(block: nn.Module) -> bool:
+    """Whether its options are those that the executor knows."""
+    attn, mlp = block.attn, block.mlp
+    return (
+        layers.is_gelu(mlp.act)
+        and isinstance(mlp.norm, nn.Identity)
+        and not layers.drops(attn.attn_drop, attn.proj_drop, mlp.drop1, mlp.drop2)
+    )
+
+
+BLOCK = Executor(run_block, serves_block)

@@ -9,8 +9,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
 from ltm_det.backbones import LTMViT
-from ltm_det.backbones.vit.backbone import layers as vit_layers
-from ltm_det.cpu import pieces
+from ltm_det.cpu import door, pieces
+from ltm_det.cpu import vit as cpu_vit
 from tests.test_backbones.harness import LAYOUTS, difference, mergers_of, randomise
 from tests.test_backbones.vit_cases import FAMILIES, MINI, build, dense_of, weights_of
 
@@ -203,9 +203,9 @@ def test_pieces_change_nothing(monkeypatch, merger, prefix, rel_pos, training):
     )
     images, results = torch.randn(2, 3, 37, 50), []
     monkeypatch.setattr(pieces, "PIECE", 1 << 11)
-    monkeypatch.setattr(vit_layers, "QUERIES", 12)
+    monkeypatch.setattr(cpu_vit, "QUERIES", 12)
     for there in (True, False):
-        monkeypatch.setattr(pieces, "HAS_ONEDNN", pieces.HAS_ONEDNN and there)
+        monkeypatch.setattr(door, "DTYPES", door.DTYPES if there else {})
         x = images.clone().requires_grad_()
         model.train(training).zero_grad()
         (out,) = model(x)

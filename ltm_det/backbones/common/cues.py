@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltm_det.cpu.door import untouched
 from ltm_det.merging import Cues, received_attention
 
 
@@ -35,16 +36,32 @@ def attention_cues(
         size: Handed on.
     """
     keys = received = None
-    c = z.shape[-1]
     if "keys" in reads:
-        weight = qkv.weight[c : 2 * c].unflatten(0, (num_heads, -1)).mean(0)
-        bias = qkv.bias
-        if bias is not None:
-            bias = bias[c : 2 * c].unflatten(0, (num_heads, -1)).mean(0)
-        keys = F.linear(z, weight, bias)
+        keys = mean_keys(qkv, num_heads, z)
     if "received" in reads:
-        bias = None if qkv.bias is None else qkv.bias[: 2 * c]
-        q, k = F.linear(z, qkv.weight[: 2 * c], bias).chunk(2, -1)
-        q, k = (t.unflatten(-1, (num_heads, -1)).transpose(-3, -2) for t in (q, k))
-        received = received_attention(q, k, valid)
+        q, k = (t.unflatten(-1, (num_heads, -1)) for t in queries_and_keys(qkv, z))
+        received = received_attention(q.transpose(-3, -2), k.transpose(-3, -2), valid)
     return Cues(keys, received, size)
+
+
+def queries_and_keys(qkv: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
+    """(*, N, C) each; without the values, where nothing wraps or changes the layer."""
+    if not untouched(qkv):
+        q, k, _ = qkv(z).chunk(3, -1)
+        return q, k
+    weight, bias = (None if t is None else t[: 2 * z.shape[-1]] for t in (qkv.weight, qkv.bias))
+    q, k = F.linear(z, weight, bias).chunk(2, -1)
+    return q, k
+
+
+def mean_keys(qkv: nn.Module, num_heads: int, z: Tensor) -> Tensor:
+    """(*, N, D), the keys of z (*, N, C), mean over heads.
+
+    Keys are linear in the tokens, so that of a layer that nothing wraps or changes the mean is one
+    projection to D channels.
+    """
+    if not untouched(qkv):
+        return qkv(z).unflatten(-1, (3, num_heads, -1))[..., 1, :, :].mean(-2)
+    own = [None if t is None else t.chunk(3)[1] for t in (qkv.weight, qkv.bias)]
+    weight, bias = (None if t is None else t.unflatten(0, (num_heads, -1)).mean(0) for t in own)
+    return F.linear(z, weight, bias)

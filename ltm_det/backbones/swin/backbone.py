@@ -5,30 +5,28 @@ window, k side of the merged window, H x W grid. A stage keeps its tokens in win
 (B, W, N, C) from its start to its end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint as cp
 from mmdet.models.backbones import SwinTransformer
 from mmdet.models.backbones.swin import SwinBlockSequence
+from mmdet.models.layers import PatchEmbed
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, ModuleList
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
+from ltm_det import cpu
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
-from ltm_det.backbones.swin.layers import (
-    GridlessSwinBlock,
-    LTMSwinBlock,
-    embed_patches,
-    merge_patches,
-    normed_map,
-)
+from ltm_det.backbones.swin.layers import GridlessSwinBlock, LTMPatchMerging, LTMSwinBlock
 from ltm_det.backbones.swin.weights import SWIN
-from ltm_det.cpu.merging import merge
+from ltm_det.cpu import Call, plain
 from ltm_det.merging import (
     MERGERS,
     Merger,
@@ -100,29 +98,42 @@ class LTMSwinStage(BaseModule):
                 if m is not None
             }
         )
+        self.with_cp = stage.blocks[0].with_cp
         self.downsample = stage.downsample
+        if self.downsample is not None and LTMPatchMerging.fits(self.downsample):
+            self.downsample = LTMPatchMerging(self.downsample)
 
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, tuple[int, int], Tensor]:
-        """(B, H * W, C) to the next stage's input and its (H, W), and to this stage's output."""
+    def forward(
+        self, x: Tensor, hw: tuple[int, int], call: Call = plain
+    ) -> tuple[Tensor, tuple[int, int], Tensor]:
+        """(B, H * W, C) to the next stage's input and its (H, W), and to this stage's output.
+
+        ``call`` is how its parts are called, see :mod:`ltm_det.cpu.door`.
+        """
         grid = WindowGrid(*hw, self.window)
         x, state = grid.partition(x), None
         for span in self.spans:
             blocks = self.blocks[span.start : span.stop]
             if span.side == self.window:
                 for block in blocks:
-                    x, state = block(x, grid, state)
+                    x, state = call(block, x, grid, state)
             else:
-                merger = self.mergers[str(span.start)]
-                valid = grid.valid(x.device)
-                merging, state = merge(merger, x, state, valid, blocks[0].with_cp)
+                merger, valid = self.mergers[str(span.start)], grid.valid(x.device)
+                merging, state = self.checkpointed(call, merger, x, state, valid)
                 y = y0 = merging.merge(x)  # (B, W, P, C)
                 for block in blocks:
-                    y, _ = block(y, grid.merged(span.side), key_bias=merging.key_bias)
+                    y, _ = call(block, y, grid.merged(span.side), None, merging.key_bias)
                 x = merging.update(x, y - y0)
         out = grid.reverse(x)
         if self.downsample is None:
             return out, hw, out
-        return *merge_patches(self.downsample, out, hw), out
+        return *call(self.downsample, out, hw), out
+
+    def checkpointed(self, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(*args)``, computed again in the backward pass where ``with_cp`` says so."""
+        if self.with_cp and torch.is_grad_enabled():
+            return cp.checkpoint(function, *args, use_reentrant=False)
+        return function(*args)
 
     def extra_repr(self) -> str:
         return f"window={self.window}, kept tokens of {self.window**2} in each block={self.kept}"
@@ -180,6 +191,14 @@ class LTMSwin(AccountedLoading, SwinTransformer):
     """
 
     family = SWIN
+    executors = {
+        PatchEmbed: cpu.swin.PATCH_EMBEDDING,
+        LTMSwinBlock: cpu.swin.BLOCK,
+        GridlessSwinBlock: cpu.swin.GRIDLESS_BLOCK,
+        LTMPatchMerging: cpu.swin.PATCH_MERGING,
+        nn.LayerNorm: cpu.swin.MAP_NORM,
+        **cpu.merging.EXECUTORS,
+    }
 
     def __init__(
         self,
@@ -255,16 +274,18 @@ class LTMSwin(AccountedLoading, SwinTransformer):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) of any size to the maps (B, C_i, H_i, W_i) of ``out_indices``."""
-        x, hw = embed_patches(self.patch_embed, x)
+        call = cpu.choose(self.executors, x)
+        x, hw = call(self.patch_embed, x)
         if self.use_abs_pos_embed:
             x = x + self._resized_pos_embed(hw)
         x = self.drop_after_pos(x)
         outs = []
         for i, stage in enumerate(self.stages):
             out_hw = hw
-            x, hw, out = stage(x, hw)
+            x, hw, out = stage(x, hw, call)
             if i in self.out_indices:
-                outs.append(normed_map(out, getattr(self, f"norm{i}"), out_hw))
+                out = call(getattr(self, f"norm{i}"), out)
+                outs.append(out.transpose(1, 2).unflatten(2, out_hw).contiguous())
         return outs
 
     def _resized_pos_embed(self, hw: tuple[int, int]) -> Tensor:

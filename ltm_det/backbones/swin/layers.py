@@ -4,22 +4,21 @@ Shapes: B images, W windows, N tokens in a window, C channels, nH heads, M side 
 k side of the window attended in.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint as cp
-from mmcv.cnn.bricks import DropPath
 from mmdet.models.backbones.swin import ShiftWindowMSA, SwinBlock, WindowMSA
-from mmdet.models.layers import PatchEmbed, PatchMerging
+from mmdet.models.layers import PatchMerging
 from mmengine.model import BaseModule
-from torch import Tensor, nn
+from torch import Tensor
 
+from ltm_det.backbones.common.attention import attend
 from ltm_det.backbones.common.cues import attention_cues
 from ltm_det.backbones.common.windows import WindowGrid, divides
 from ltm_det.backbones.swin.weights import relative_position_index
-from ltm_det.cpu import pieces
-from ltm_det.cpu import swin as swin_pieces
 from ltm_det.merging import Cues, Merger, Merging
 
 
@@ -62,19 +61,13 @@ class WindowAttention(BaseModule):
             mask = mask.expand(b, w, -1, -1).flatten(0, 1)
         if bias is not None:
             bias = bias.expand(b, w, -1, -1, -1).flatten(0, 1)
-        dropout = self.attn_drop.p if self.training else 0.0
-        if dropout == 0 and pieces.applies(x, self.qkv, self.proj):
-            mask, bias = (mask, self.position_bias()) if bias is None else (bias, None)
-            own = (self.qkv, self.proj, self.num_heads, self.scale)
-            x = swin_pieces.window_attention(x.flatten(0, 1), mask, bias, *own)
-            return self.proj_drop(x.view(b, w, n, c))
         if bias is None:
             bias = self.position_bias()[None]
             if mask is not None:
                 bias = bias + mask.repeat(b if shared else 1, 1, 1)[:, None]
         qkv = self.qkv(x).reshape(b * w, n, 3, self.num_heads, c // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B * W, nH, N, C / nH)
-        x = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=self.scale)
+        x = attend(q, k, v, bias.to(q.dtype), self.attn_drop, self.scale)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, w, n, c)))
 
 
@@ -142,74 +135,13 @@ class LTMSwinBlock(BaseModule):
     def _forward(
         self, x: Tensor, grid: WindowGrid, state: Any, key_bias: Tensor | None
     ) -> tuple[Tensor, Any]:
-        if self.in_pieces(x):
-            return self.forward_in_pieces(x, grid, key_bias), state
         valid = grid.valid(x.device)
         z = zero_padding(self.norm1(x), valid)
         x = x + self.attn(z, grid, key_bias)
         merging = grid.no_merging()
         if self.merger is not None:
             merging, state = self.merger(x, state, valid, self.cues(z, valid))
-        return merging.update(x, self.mlp(self.norm2(merging.merge(x)))), state
-
-    def in_pieces(self, x: Tensor) -> bool:
-        """Whether `forward_in_pieces` serves x: nothing inside merges, drops out or is watched."""
-        msa, ffn, norms = self.attn.w_msa, self.ffn, (self.norm1, self.norm2)
-        (fc1, act, drop), fc2, _ = ffn.layers
-        dropouts = msa.attn_drop, msa.proj_drop, drop
-        return (
-            self.merger is None
-            and pieces.applies(x, *norms, msa.qkv, msa.proj, fc1, fc2)
-            and self.norm1.eps == self.norm2.eps
-            and is_gelu(act)
-            and isinstance(ffn.gamma2, nn.Identity)
-            and not (self.training and any(layer.p > 0 for layer in dropouts))
-            and all(isinstance(d, (DropPath, nn.Identity)) for d in self.drop_paths)
-            and not any(map(pieces.watched, self.children()))
-        )
-
-    @property
-    def drop_paths(self) -> tuple[nn.Module, nn.Module]:
-        """Of the attention and of the MLP."""
-        return self.attn.drop, self.ffn.dropout_layer
-
-    def forward_in_pieces(
-        self, x: Tensor, grid: WindowGrid, key_bias: Tensor | None = None
-    ) -> Tensor:
-        """As `forward`, see :mod:`.pieces`: some windows at a time, through the whole block."""
-        b, w, n, c = x.shape
-        shift, msa = self.attn.shift, self.attn.w_msa
-        mask = self.attn.mask(grid, x, key_bias)
-        if mask is not None and mask.ndim == 4:
-            mask = mask.expand(b, w, -1, -1).flatten(0, 1)
-        kept = None
-        if self.training and any(getattr(d, "drop_prob", 0) > 0 for d in self.drop_paths):
-            kept = torch.cat([drop(x.new_ones(b, 1, 1)) for drop in self.drop_paths], dim=-1)
-            kept = kept.expand(-1, w, -1).flatten(0, 1)
-        (fc1, _, _), fc2, _ = self.ffn.layers
-        layers = self.norm1, msa.qkv, msa.proj, self.norm2, fc1, fc2
-        tensors = [t for layer in layers for t in (layer.weight, layer.bias)]
-        x = swin_pieces.swin_block(
-            x.flatten(0, 1),
-            grid.roll_order(-shift, x.device),
-            mask,
-            grid.rolled_valid(shift, x.device),
-            kept,
-            swin_pieces.Block(msa.position_bias(), *tensors),
-            msa.num_heads,
-            msa.scale,
-            self.norm1.eps,
-        )
-        return x.view(b, w, n, c)
-
-    def mlp(self, x: Tensor) -> Tensor:
-        """The MLP of (*, C)."""
-        ffn = self.ffn
-        (fc1, act, drop), fc2, _ = ffn.layers
-        dropped = self.training and drop.p > 0
-        if not is_gelu(act) or dropped or ffn._forward_hooks or not pieces.applies(x, fc1, fc2):
-            return ffn(x)
-        return ffn.dropout_layer(ffn.gamma2(pieces.mlp(x, fc1, fc2)))
+        return merging.update(x, self.ffn(self.norm2(merging.merge(x)))), state
 
     def cues(self, z: Tensor, valid: Tensor | None) -> Cues:
         """What its merger reads of the attention's input z (B, W, N, C)."""
@@ -228,17 +160,26 @@ class GridlessSwinBlock(LTMSwinBlock):
     def _forward(
         self, x: Tensor, grid: WindowGrid, state: Any, key_bias: Tensor | None
     ) -> tuple[Tensor, Any]:
+        return self.around(x, grid, self.inside), state
+
+    def inside(self, y: Tensor, bias: Tensor) -> Tensor:
+        """The block itself, on merged tokens (B, W, P, C)."""
+        y = y + self.attn.drop(self.attn.w_msa(self.norm1(y), bias=bias))
+        return y + self.ffn(self.norm2(y))
+
+    def around(
+        self, x: Tensor, grid: WindowGrid, inside: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Merges x (B, W, N, C), and restores it from what ``inside`` makes of the merged tokens
+        and of the bias of their attention's logits."""
         shift = self.attn.shift
         valid = grid.rolled_valid(shift, x.device)
         x = grid.roll(x, -shift)
         cues = self.cues(self.norm1(x), valid)._replace(regions=grid.regions(shift, x.device))
         merging, _ = self.merger(x, None, valid, cues)
         y0 = merging.merge(x)  # (B, W, P, C)
-        y = y0 + self.attn.drop(
-            self.attn.w_msa(self.norm1(y0), bias=self.merged_bias(merging, grid, x))
-        )
-        y = y + self.mlp(self.norm2(y))
-        return grid.roll(merging.update(x, y - y0), shift), state
+        y = inside(y0, self.merged_bias(merging, grid, x))
+        return grid.roll(merging.update(x, y - y0), shift)
 
     def merged_bias(self, merging: Merging, grid: WindowGrid, x: Tensor) -> Tensor:
         """(B, W, nH, P, P), what attention among the merged tokens adds to its logits."""
@@ -249,59 +190,42 @@ class GridlessSwinBlock(LTMSwinBlock):
         return bias if merging.key_bias is None else bias + merging.key_bias[..., None, None, :]
 
 
-def is_gelu(act: nn.Module) -> bool:
-    """Whether it is the exact one."""
-    return type(act) is nn.GELU and act.approximate == "none"
+class LTMPatchMerging(BaseModule):
+    """mmdet's patch merging of 2 x 2, without the copies of ``nn.Unfold``, channel by channel.
 
-
-def embed_patches(patches: PatchEmbed, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """mmdet's patch embedding, images (B, 3, h, w) to tokens (B, H * W, C) and (H, W)."""
-    if pieces.watched(patches) or not pieces.inference(x, patches.norm):
-        return patches(x)
-    if patches.adap_padding is not None:
-        x = patches.adap_padding(x)
-    x = patches.projection(x)
-    hw, tokens = tuple(x.shape[2:]), x.flatten(2).transpose(1, 2)
-    return pieces.norm(tokens, patches.norm, out=x.new_empty(tokens.shape)), hw
-
-
-def normed_map(x: Tensor, norm: nn.Module, hw: tuple[int, int]) -> Tensor:
-    """The norm of tokens (B, H * W, C), as a map (B, C, H, W)."""
-    if not pieces.inference(x, norm):
-        return norm(x).transpose(1, 2).unflatten(2, hw).contiguous()
-    out = x.new_empty(x.shape[0], x.shape[2], *hw)
-    pieces.norm(x, norm, out=out.flatten(2).transpose(1, 2))
-    return out
-
-
-def merge_patches(patches: PatchMerging, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Any]:
-    """mmdet's patch merging, (B, H * W, C) to (B, H' * W', D) and (H', W').
-
-    Patches of 2 x 2 are views of the map here, without the copies of ``nn.Unfold``, channel by
-    channel; the weights are put into the order of the views instead.
+    Args:
+        patches: mmdet's; its norm and its reduction and their names are taken over.
     """
-    sampler, norm = patches.sampler, patches.norm
-    usual = sampler.kernel_size == sampler.stride == (2, 2) and sampler.dilation == (1, 1)
-    if not usual or patches.adap_padding is None or type(norm) is not nn.LayerNorm:
-        return patches(x, hw)
-    (height, width), c = hw, x.shape[-1]
-    x = x.unflatten(1, hw)
-    if not (divides(2, height) and divides(2, width)):
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-    rows, columns = (height + 1) // 2, (width + 1) // 2
-    x = x.unflatten(2, (columns, 2)).unflatten(1, (rows, 2)).transpose(2, 3)  # (B, R, S, 2, 2, C)
 
-    def reorder(weight: Tensor) -> Tensor:  # the last axis, from (C, row, column)
-        return weight.unflatten(-1, (c, 4)).transpose(-1, -2).flatten(-2)
+    def __init__(self, patches: PatchMerging) -> None:
+        super().__init__()
+        self.norm, self.reduction = patches.norm, patches.reduction
+        self.sampler = patches.sampler  # for its stride
 
-    reduction = patches.reduction
-    scale, offset, weight = map(reorder, (norm.weight, norm.bias, reduction.weight))
-    # inductor has no oneDNN product with weights that are computed
-    if pieces.applies(x, norm, reduction) and not torch.compiler.is_compiling():
-        x = swin_pieces.patch_merging(x, scale, offset, norm.eps, weight, reduction.bias)
-        return x, (rows, columns)
-    x = F.layer_norm(x.flatten(3).flatten(1, 2), norm.normalized_shape, scale, offset, norm.eps)
-    return F.linear(x, weight, reduction.bias), (rows, columns)
+    @staticmethod
+    def fits(patches: PatchMerging) -> bool:
+        """Whether patches are of 2 x 2, as everywhere but by a change of mmdet's arguments."""
+        sampler = patches.sampler
+        usual = sampler.kernel_size == sampler.stride == (2, 2) and sampler.dilation == (1, 1)
+        return usual and patches.adap_padding is not None
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """(B, H * W, C) to (B, H' * W', D) and (H', W')."""
+        x = self.cut(x, hw)
+        rows, columns = x.shape[1:3]
+        x = x.flatten(3, 4).transpose(3, 4).flatten(3).flatten(1, 2)  # as of nn.Unfold: (C, 2, 2)
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.reduction(x), (rows, columns)
+
+    @staticmethod
+    def cut(x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """(B, H * W, C) to patches (B, H', W', 2, 2, C), padded with zeros."""
+        (height, width), x = hw, x.unflatten(1, hw)
+        if not (divides(2, height) and divides(2, width)):
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = x.unflatten(2, ((width + 1) // 2, 2)).unflatten(1, ((height + 1) // 2, 2))
+        return x.transpose(2, 3)
 
 
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ from mmengine.utils import to_2tuple
 from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
+from ltm_det import cpu
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.backbones.vit.layers import (
@@ -28,6 +29,7 @@ from ltm_det.backbones.vit.layers import (
     keep,
 )
 from ltm_det.backbones.vit.weights import VIT
+from ltm_det.cpu import Call
 from ltm_det.merging import Merger, build_merger, check_ratio, kept_side, merger_options
 
 
@@ -82,6 +84,7 @@ class LTMViT(AccountedLoading, BaseModule):
     """
 
     family = VIT
+    executors = {LTMViTBlock: cpu.vit.BLOCK, **cpu.merging.EXECUTORS}
 
     def __init__(
         self,
@@ -198,12 +201,13 @@ class LTMViT(AccountedLoading, BaseModule):
             )
         if self.prefix_tokens is not None:
             x = torch.cat([self.prefix_tokens.expand(x.shape[0], -1, -1), x], dim=1)
+        call = cpu.choose(self.executors, x)
         x, tokens, restore = self.pos_drop(x), TokenMap(grid, grid), keep
         for i, block in enumerate(self.blocks):
             if i in self.sides:
-                x, tokens, restore = self._merge(i, x, tokens, restore)
+                x, tokens, restore = self._merge(call, i, x, tokens, restore)
             last = i == len(self.blocks) - 1
-            x = self._run(block, x, tokens, restore if last else keep)
+            x = self._run(call, block, x, tokens, restore if last else keep)
         x = self.norm(x[:, self.num_prefix :])
         return [x.transpose(1, 2).unflatten(2, hw).contiguous()]
 
@@ -229,7 +233,7 @@ class LTMViT(AccountedLoading, BaseModule):
         return grid, patch[0] * self.window / grid.window
 
     def _merge(
-        self, block: int, x: Tensor, tokens: TokenMap, restore: Callable[[Tensor], Tensor]
+        self, call: Call, block: int, x: Tensor, tokens: TokenMap, restore: Callable[..., Tensor]
     ) -> tuple[Tensor, TokenMap, Callable[[Tensor], Tensor]]:
         """Merges x (B, T + L, C) before a block.
 
@@ -239,7 +243,7 @@ class LTMViT(AccountedLoading, BaseModule):
         """
         prefix, x = x.split([self.num_prefix, x.shape[1] - self.num_prefix], dim=1)
         merger, side = self.mergers[str(block)], self.sides[block]
-        merging, merged = tokens.merged(x, merger, side, self.blocks[block])
+        merging, merged = tokens.merged(x, merger, side, self.blocks[block], call)
         y0 = merging.merge(x)
 
         def restore_here(y: Tensor) -> Tensor:
@@ -248,10 +252,10 @@ class LTMViT(AccountedLoading, BaseModule):
 
         return torch.cat([prefix, y0], dim=1), merged, restore_here
 
-    def _run(self, block: LTMViTBlock, x: Tensor, *args) -> Tensor:
+    def _run(self, call: Call, block: LTMViTBlock, x: Tensor, *args) -> Tensor:
         if self.with_cp and x.requires_grad:
-            return cp.checkpoint(block, x, *args, use_reentrant=False)
-        return block(x, *args)
+            return cp.checkpoint(call, block, x, *args, use_reentrant=False)
+        return call(block, x, *args)
 
     def train(self, mode: bool = True) -> "LTMViT":
         super().train(mode)

@@ -5,7 +5,6 @@ C channels, nH heads, D = C / nH, M side of the dense window, k side of the merg
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,20 +13,12 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ltm_det.backbones.common.attention import attend
 from ltm_det.backbones.common.cues import attention_cues
 from ltm_det.backbones.common.windows import WindowGrid
-from ltm_det.cpu import pieces
-from ltm_det.cpu.vit import (
-    position_bias,
-    relative_embedding,
-    rows_piece,
-    window_piece,
-)
+from ltm_det.backbones.vit.positions import position_bias, relative_embedding
+from ltm_det.cpu import Call, plain
 from ltm_det.merging import SHUT, Cues, Merger, Merging
-
-# Queries of global attention taken at a time on the CPU: torch's fused attention is slower for
-# fewer than 192, and the logits of all are the largest tensor of a pass.
-QUERIES = 256
 
 
 class TokenMap(NamedTuple):
@@ -61,11 +52,11 @@ class TokenMap(NamedTuple):
         return self.key_bias > SHUT / 2
 
     def merged(
-        self, x: Tensor, merger: Merger, side: int, reader: Block
+        self, x: Tensor, merger: Merger, side: int, reader: Block, call: Call = plain
     ) -> tuple[Merging, "TokenMap"]:
         """How ``merger`` merges x (B, L, C), as a merging of maps, and the map it leads to.
 
-        ``reader`` is the block that the merged tokens go to.
+        ``reader`` is the block that the merged tokens go to, ``call`` how the merger is called.
         """
         here, valid = self.grid, self.valid(x.device)
         there = here.shrunk(side) if merger.keeps_grid else here.merged(side)
@@ -74,7 +65,7 @@ class TokenMap(NamedTuple):
         if merger.reads:
             attn, z = reader.attn, here.partition(reader.norm1(x))
             cues = attention_cues(attn.qkv, attn.num_heads, z, merger.reads, valid, self.size)
-        windows, _ = merger(tokens, None, valid, cues)
+        windows, _ = call(merger, tokens, None, valid, cues)
         at = None
         if not merger.keeps_grid:
             at = windows.mean_of(self.places(x).expand(*tokens.shape[:2], -1, -1))
@@ -102,6 +93,25 @@ class TokenMap(NamedTuple):
         return self.at + torch.cartesian_prod(rows, columns)[:, None]
 
 
+class Place(NamedTuple):
+    """Where the tokens lie that attend to each other.
+
+    Attributes:
+        cells: (H, W) of their map, H * W = L.
+        lengths: How many dense tokens its height and its width stand for.
+        spacing: Distance of neighbouring cells, in dense tokens.
+        at: (B, L, 2), row and column of tokens that lie on no grid, in dense tokens, or None.
+    """
+
+    cells: tuple[int, int]
+    lengths: tuple[int, int]
+    spacing: float
+    at: Tensor | None = None
+
+
+Attend = Callable[[Tensor, Place, Tensor | None], Tensor]
+
+
 class RelPosAttention(Attention):
     """timm's multi-head attention with optional decomposed relative positions.
 
@@ -113,7 +123,12 @@ class RelPosAttention(Attention):
         num_heads: nH.
         rel_pos_size: Rows and columns of the map for which there are relative positions, or None.
         options: As for timm's Attention.
+
+    Attributes:
+        everywhere: Whether all tokens attend to each other.
     """
+
+    everywhere = False
 
     def __init__(
         self, dim: int, num_heads: int, rel_pos_size: tuple[int, int] | None, **options
@@ -125,67 +140,54 @@ class RelPosAttention(Attention):
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * rows - 1, self.head_dim))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * columns - 1, self.head_dim))
 
-    def attend(
-        self,
-        x: Tensor,
-        cells: tuple[int, int],
-        lengths: tuple[int, int],
-        spacing: float,
-        mask: Tensor | None,
-        at: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
+        """(B, T + L, C) to the same."""
+        return self.over(x, tokens, self.attend)
+
+    def over(self, x: Tensor, tokens: TokenMap, attend: Attend) -> Tensor:
+        """``attend`` of those tokens of x that attend to each other; (B, T + L, C) to the same."""
+        raise NotImplementedError
+
+    def attend(self, x: Tensor, place: Place, mask: Tensor | None) -> Tensor:
         """Attention over T prefix tokens and a map.
 
         Args:
             x: (B, T + L, C).
-            cells: (H, W) of the map, H * W = L.
-            lengths: How many dense tokens its height and its width stand for.
-            spacing: Distance of neighbouring cells, in dense tokens.
+            place: Of the L tokens.
             mask: Added to the logits, broadcastable to (B, nH, T + L, T + L), or None.
-            at: (B, L, 2), row and column of tokens that lie on no grid, in dense tokens, or None.
 
         Returns:
             (B, T + L, C)
         """
         b, n, c = x.shape
-        dropout = self.attn_drop.p if self.training else 0.0
-        embeddings = None, None
-        if self.use_rel_pos and at is None:
-            embeddings = self.embeddings(cells, lengths, spacing)
-        if at is None and n == cells[0] * cells[1] and not dropout and self.in_pieces(x):
-            return self.proj_drop(self.attend_in_pieces(x, mask, *embeddings))
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nH, T + L, D)
-        if self.use_rel_pos:
-            if at is None:
-                bias = position_bias(q, *(e.to(q.dtype) for e in embeddings))
-            else:
-                bias = self.scattered_bias(q, at, lengths)
+        if self.use_rel_pos and place.at is not None:
+            bias = self.scattered_bias(q, place.at, place.lengths)
             mask = bias if mask is None else bias + mask
-        if mask is not None:
-            mask = mask.to(q.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        else:
+            mask = self.logits(q, mask, *self.embeddings(place))
+        mask = None if mask is None else mask.to(q.dtype)
+        x = attend(q, k, v, mask, self.attn_drop, self.scale)
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
-    def embeddings(
-        self, cells: tuple[int, int], lengths: tuple[int, int], spacing: float
-    ) -> tuple[Tensor, Tensor]:
-        """(H, H, D) and (W, W, D), of the rows and of the columns."""
-        rows = relative_embedding(self.rel_pos_h, lengths[0], cells[0], spacing)
-        return rows, relative_embedding(self.rel_pos_w, lengths[1], cells[1], spacing)
+    def embeddings(self, place: Place) -> tuple[Tensor | None, Tensor | None]:
+        """(H, H, D) and (W, W, D), of the rows and of the columns; None without positions."""
+        if not self.use_rel_pos:
+            return None, None
+        tables = zip((self.rel_pos_h, self.rel_pos_w), place.lengths, place.cells)
+        rows, columns = (relative_embedding(*table, place.spacing) for table in tables)
+        return rows, columns
 
-    def in_pieces(self, x: Tensor) -> bool:
-        """Whether `attend_in_pieces` serves x; a graph that is compiled has plain operators."""
-        return not torch.compiler.is_compiling() and pieces.applies(x, self.qkv, self.proj)
-
-    def attend_in_pieces(
-        self, x: Tensor, mask: Tensor | None, rows: Tensor | None, columns: Tensor | None
-    ) -> Tensor:
-        """As `attend`, see :mod:`.pieces`: some windows at a time."""
-        size = pieces.attention_size(x.shape[1], self.num_heads, 3 * x.shape[2])
-        weights = [self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias]
-        piece = partial(window_piece, self.num_heads, self.scale)
-        return pieces.run(piece, size, [x, mask], [rows, columns, *weights])
+    @staticmethod
+    def logits(
+        q: Tensor, mask: Tensor | None, rows: Tensor | None, columns: Tensor | None
+    ) -> Tensor | None:
+        """What is added to the logits of q, see :func:`position_bias`; None for nothing."""
+        if rows is None:
+            return mask
+        bias = position_bias(q, rows.to(q.dtype), columns.to(q.dtype))
+        return bias if mask is None else bias + mask
 
     def scattered_bias(self, q: Tensor, at: Tensor, lengths: tuple[int, int]) -> Tensor:
         """As `position_bias`, of tokens at the dense tokens nearest to ``at`` (B, L, 2)."""
@@ -202,22 +204,9 @@ class RelPosAttention(Attention):
 class GlobalAttention(RelPosAttention):
     """Every token attends to every token."""
 
-    def attend_in_pieces(
-        self, x: Tensor, mask: Tensor | None, rows: Tensor | None, columns: Tensor | None
-    ) -> Tensor:
-        """As `attend`, see :mod:`.pieces`: the queries of some rows of the map at a time."""
-        b, n, c = x.shape
-        height, width = (1, n) if rows is None else (len(rows), len(columns))
-        qkv = pieces.product(x.flatten(0, 1), self.qkv.weight, self.qkv.bias)
-        q, k, v = qkv.view(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q = q.unflatten(2, (height, width)).permute(2, 0, 1, 3, 4)  # (H, B, nH, W, D)
-        size = -(-QUERIES // width)
-        x = pieces.run(rows_piece, size, [q, rows], [k, v, mask, columns])
-        x = x.permute(1, 0, 3, 2, 4).reshape(b * n, c)
-        return pieces.product(x, self.proj.weight, self.proj.bias).view(b, n, c)
+    everywhere = True
 
-    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
-        """(B, T + L, C) to the same."""
+    def over(self, x: Tensor, tokens: TokenMap, attend: Attend) -> Tensor:
         grid, dense = tokens.grid, tokens.dense
         mask = None
         if tokens.key_bias is not None:
@@ -226,7 +215,7 @@ class GlobalAttention(RelPosAttention):
             mask = F.pad(key_bias, (x.shape[1] - key_bias.shape[1], 0))[:, None, None]
         cells, lengths = (grid.height, grid.width), (dense.height, dense.width)
         at = None if tokens.at is None else grid.reverse(tokens.places_on_map())
-        return self.attend(x, cells, lengths, tokens.spacing, mask, at)
+        return attend(x, Place(cells, lengths, tokens.spacing, at), mask)
 
 
 class WindowAttention(RelPosAttention):
@@ -235,8 +224,7 @@ class WindowAttention(RelPosAttention):
     Tokens that pad the dense map's windows are zero, and are keys as in ViTDet.
     """
 
-    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
-        """(B, T + L, C) to the same."""
+    def over(self, x: Tensor, tokens: TokenMap, attend: Attend) -> Tensor:
         grid, window = tokens.grid, tokens.dense.window
         prefix = x.shape[1] - grid.height * grid.width
         windows = grid.partition(x[:, prefix:])  # (B, W, N, C)
@@ -245,7 +233,8 @@ class WindowAttention(RelPosAttention):
             mask = tokens.key_bias.expand(windows.shape[:-1]).flatten(0, 1)[:, None, None]
         cells, lengths = (grid.window, grid.window), (window, window)
         at = None if tokens.at is None else tokens.at.flatten(0, 1)
-        out = self.attend(windows.flatten(0, 1), cells, lengths, tokens.spacing, mask, at)
+        place = Place(cells, lengths, tokens.spacing, at)
+        out = attend(windows.flatten(0, 1), place, mask)
         out = grid.reverse(out.unflatten(0, windows.shape[:2]))
         return F.pad(out, (0, 0, prefix, 0))
 
@@ -267,11 +256,4 @@ class LTMViTBlock(Block):
     ) -> Tensor:
         """(B, T + L, C) to the same, or to what ``restore``, between attention and MLP, makes."""
         x = restore(x + self.drop_path1(self.ls1(self.attn(self.norm1(x), tokens))))
-        return x + self.drop_path2(self.ls2(self._mlp(self.norm2(x))))
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        mlp = self.mlp
-        dropped = self.training and mlp.drop1.p > 0
-        if dropped or mlp._forward_hooks or not pieces.applies(x, mlp.fc1, mlp.fc2):
-            return mlp(x)
-        return pieces.mlp(x, mlp.fc1, mlp.fc2)
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

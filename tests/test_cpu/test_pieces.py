@@ -5,15 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ltm_det.backbones.swin.layers import merge_patches
-from ltm_det.cpu import pieces
-from ltm_det.cpu import swin as swin_pieces
-from ltm_det.cpu.merging import merge
+from ltm_det.backbones.swin.layers import LTMPatchMerging
+from ltm_det.cpu import door, layers, merging, pieces, products, swin
 from ltm_det.merging import LTM
 from ltm_det.merging.ltm import MASKS
 from tests.test_backbones.swin_cases import MINI, build, reference_of
 
-pytestmark = pytest.mark.skipif(not pieces.HAS_ONEDNN, reason="torch was built without oneDNN")
+pytestmark = pytest.mark.skipif(not products.HAS_ONEDNN, reason="torch was built without oneDNN")
 
 
 BACKBONES = [
@@ -49,7 +47,7 @@ def with_gradients(run, x, learned):
 def test_mlp(piece):
     fc1, fc2 = nn.Linear(16, 64), nn.Linear(64, 16)
     x, learned = torch.randn(3, 5, 16), [*fc1.parameters(), *fc2.parameters()]
-    ours = with_gradients(lambda x: pieces.mlp(x, fc1, fc2), x, learned)
+    ours = with_gradients(lambda x: layers.mlp(x, fc1, fc2), x, learned)
     assert_same(ours, with_gradients(lambda x: fc2(F.gelu(fc1(x))), x, learned))
 
 
@@ -73,7 +71,7 @@ def test_window_attention(piece, shape, qkv_bias):
         return proj((logits.softmax(-1) @ v).transpose(1, 2).reshape(6, 4, 16))
 
     def ours(x):
-        return swin_pieces.window_attention(x, mask, bias, qkv, proj, 2, 0.3)
+        return swin.window_attention(x, mask, bias, qkv, proj, 2, 0.3)
 
     x = torch.randn(6, 4, 16)
     assert_same(with_gradients(ours, x, learned), with_gradients(slow, x, learned))
@@ -81,26 +79,8 @@ def test_window_attention(piece, shape, qkv_bias):
 
 def test_what_is_not_asked_for_has_no_gradient(piece):
     fc1, fc2 = nn.Linear(16, 64), nn.Linear(64, 16).requires_grad_(False)
-    pieces.mlp(torch.randn(5, 16), fc1, fc2).sum().backward()
+    layers.mlp(torch.randn(5, 16), fc1, fc2).sum().backward()
     assert fc1.weight.grad is not None and fc2.weight.grad is None
-
-
-def test_only_plain_layers_in_float32_go_this_way():
-    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
-    assert pieces.applies(x, layer)
-    assert not pieces.applies(x.double(), layer)
-    assert not pieces.applies(x, nn.Linear(4, 4).bfloat16())
-    assert not pieces.applies(x.bfloat16(), layer)
-    if pieces.HAS_BFLOAT16:
-        assert pieces.applies(x.bfloat16(), nn.Linear(4, 4).bfloat16())
-    assert not pieces.applies(x.half(), nn.Linear(4, 4).half())
-    assert not pieces.applies(x[:0], layer)
-    assert not pieces.applies(x.to("meta"), layer)
-    assert not pieces.applies(x, nn.Sequential(layer))  # as adapters wrap them
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not pieces.applies(x, layer)
-    layer.register_forward_hook(lambda *_: None)
-    assert not pieces.applies(x, layer)
 
 
 @pytest.mark.parametrize("with_cp", [False, True])
@@ -115,11 +95,11 @@ def test_backbone(piece, merger, with_cp, monkeypatch):
         return torch.cat([m.flatten() for m in model(x)])
 
     ours = with_gradients(run, images, learned)
-    monkeypatch.setattr(pieces, "HAS_ONEDNN", False)
+    monkeypatch.setattr(door, "DTYPES", {})
     assert_same(ours, with_gradients(run, images, learned), near=1e-3)
 
 
-@pytest.mark.skipif(not pieces.HAS_BFLOAT16, reason="no bfloat16 in oneDNN on this CPU")
+@pytest.mark.skipif(not products.HAS_BFLOAT16, reason="no bfloat16 in oneDNN on this CPU")
 @pytest.mark.parametrize("merger", BACKBONES, ids=str)
 def test_backbone_in_bfloat16(merger, monkeypatch):
     """As near to the float32 features as it is without pieces, up to a third."""
@@ -131,7 +111,7 @@ def test_backbone_in_bfloat16(merger, monkeypatch):
 
     exact = features(torch.float32)
     apart = (features(torch.bfloat16) - exact).norm() / exact.norm()
-    monkeypatch.setattr(pieces, "HAS_ONEDNN", False)
+    monkeypatch.setattr(door, "DTYPES", {})
     plain = (features(torch.bfloat16) - exact).norm() / exact.norm()
     assert 0 < apart < max(1.33 * plain, 0.01)
 
@@ -140,8 +120,8 @@ def test_stochastic_depth_draws_as_without_pieces(piece, monkeypatch):
     model = build(dict(type="Pool"), drop_path_rate=0.5).train()
     learned = [p for p in model.parameters() if p.requires_grad]
     images, found = torch.randn(4, 3, 38, 53), []
-    for there in (pieces.HAS_ONEDNN, False):
-        monkeypatch.setattr(pieces, "HAS_ONEDNN", there)
+    for dtypes in (door.DTYPES, {}):
+        monkeypatch.setattr(door, "DTYPES", dtypes)
         torch.manual_seed(0)
         out = torch.cat([m.flatten() for m in model(images)])
         found.append([out, *torch.autograd.grad(out.square().sum(), learned)])
@@ -181,28 +161,27 @@ def test_merging(piece, mask, padded, options):
     def chain(*ways):
         state = None
         for way, merger in zip(ways, (first, second)):
-            merging, state = way(merger, x, state, valid)
-        fields = [merging.key_bias, merging.size]
+            found, state = way(merger, x, state, valid)
+        fields = [found.key_bias, found.size]
         fields = [f if f is None else f.expand(2, 3, 9) for f in fields]
         if fields[0] is not None and not fields[0].any():
             fields[0] = None
         return [
-            merging.merge(x),
-            merging.unmerge(y),
-            merging.mean_of(x),
-            merging.update(x, y),
+            found.merge(x),
+            found.unmerge(y),
+            found.mean_of(x),
+            found.update(x, y),
             *fields,
         ]
 
-    def whole(*args):
-        with torch.enable_grad():  # never in pieces
-            return merge(*args)
+    def whole(merger, *args):
+        return merger(*args)
 
     with torch.no_grad():
         expected = chain(whole, whole)
-        assert_same(chain(merge, merge), expected)
-        assert_same(chain(merge, whole), expected)
-        assert_same(chain(whole, merge), expected)
+        assert_same(chain(merging.run, merging.run), expected)
+        assert_same(chain(merging.run, whole), expected)
+        assert_same(chain(whole, merging.run), expected)
 
 
 def test_dense_backbone_is_mmdets(piece):
@@ -212,12 +191,14 @@ def test_dense_backbone_is_mmdets(piece):
         assert_same(model(images), reference_of(model, MINI)(images))
 
 
-@pytest.mark.parametrize("size", [(38, 53), (64, 64), (33, 32)])
-def test_patch_merging_is_mmdets(size):
-    model = build(None)
-    stage = model.stages[0]
+@pytest.mark.parametrize("way", ["plain", "fast"])
+@pytest.mark.parametrize("size", [(38, 53), (64, 64), (33, 32)], ids=str)
+def test_patch_merging_is_mmdets(size, way):
+    ours = build(None).stages[0].downsample
+    theirs = reference_of(build(None)).stages[0].downsample
+    assert isinstance(ours, LTMPatchMerging) and not isinstance(theirs, LTMPatchMerging)
     x = torch.randn(2, size[0] * size[1], 8)
-    ours, hw = merge_patches(stage.downsample, x, size)
-    theirs, their_hw = stage.downsample(x, size)
+    out, hw = ours(x, size) if way == "plain" else swin.run_patch_merging(ours, x, size)
+    expected, their_hw = theirs(x, size)
     assert tuple(hw) == tuple(int(n) for n in their_hw)
-    assert_same([ours], [theirs])
+    assert_same([out], [expected])

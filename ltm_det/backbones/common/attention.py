@@ -1,0 +1,24 @@
+"""Attention as all families compute it.
+
+Shapes: ``*`` any leading dimensions, nH heads, N queries, M keys, D = C / nH.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop: nn.Module, scale: float
+) -> Tensor:
+    """drop(softmax(scale * q k^T + bias)) v, (*, nH, N, D).
+
+    Fused where ``drop`` is torch's dropout and nobody watches it; otherwise it is called with the
+    weights (*, nH, N, M).
+    """
+    if type(drop) is nn.Dropout and not any(getattr(drop, hooks) for hooks in HOOKS):
+        dropout = drop.p if drop.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
+    logits = scale * q @ k.transpose(-1, -2)
+    return drop((logits if bias is None else logits + bias).softmax(-1)) @ v
