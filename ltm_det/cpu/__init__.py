@@ -4,7 +4,7 @@ On one thread a piece (:mod:`.threads`), some windows at a time (:mod:`.pieces`)
 product that torch has (:mod:`.products`). Torch only.
 """
 
-from ltm_det.cpu import merging, swin, vit
+from ltm_det.cpu import merging, patches, swin, vit
 from ltm_det.cpu.door import Call, Executor, choose, plain
 
-__all__ = ["Call", "Executor", "choose", "merging", "plain", "swin", "vit"]
+__all__ = ["Call", "Executor", "choose", "merging", "patches", "plain", "swin", "vit"]

@@ -41,14 +41,16 @@ def window_piece(
     return layers.attention_piece(num_heads, scale, x, added, *tensors)
 
 
-def attend_in_windows(attn: nn.Module, x: Tensor, place: Any, mask: Tensor | None) -> Tensor:
-    """As ``attn.attend``, some windows at a time."""
-    if _unusual(attn, x, place):
-        return attn.attend(x, place, mask)
-    size = layers.attention_size(x.shape[1], attn.num_heads, 3 * x.shape[2])
+def attend_in_windows(attn: nn.Module, x: Tensor, tokens: Any) -> Tensor:
+    """A WindowAttention without prefix tokens: some windows at a time."""
+    windows = tokens.grid.partition(x)  # (B, W, N, C)
+    place, mask = attn.place(windows, tokens)
+    size = layers.attention_size(windows.shape[2], attn.num_heads, 3 * x.shape[2])
     weights = [attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias]
     piece = partial(window_piece, attn.num_heads, attn.scale, attn.logits)
-    return pieces.run(piece, size, [x, mask], [*attn.embeddings(place), *weights])
+    given = [*attn.embeddings(place), *weights]
+    out = pieces.run(piece, size, [windows.flatten(0, 1), mask], given)
+    return tokens.grid.reverse(out.view(windows.shape))
 
 
 def rows_piece(
@@ -68,10 +70,9 @@ def rows_piece(
     return x.unflatten(2, (height, width)).permute(2, 0, 1, 3, 4)
 
 
-def attend_everywhere(attn: nn.Module, x: Tensor, place: Any, mask: Tensor | None) -> Tensor:
-    """As ``attn.attend``, the queries of some rows of the map at a time."""
-    if _unusual(attn, x, place):
-        return attn.attend(x, place, mask)
+def attend_everywhere(attn: nn.Module, x: Tensor, tokens: Any) -> Tensor:
+    """A GlobalAttention without prefix tokens: the queries of some rows of the map at a time."""
+    place, mask = attn.place(x, tokens)
     (b, n, c), (rows, columns) = x.shape, attn.embeddings(place)
     height, width = (1, n) if rows is None else (len(rows), len(columns))
     qkv = layers.linear_in_pieces(x.flatten(0, 1), attn.qkv)
@@ -83,21 +84,25 @@ def attend_everywhere(attn: nn.Module, x: Tensor, place: Any, mask: Tensor | Non
     return layers.linear_in_pieces(x, attn.proj).view(b, n, c)
 
 
-def _unusual(attn: nn.Module, x: Tensor, place: Any) -> bool:
-    """Whether tokens lie on no grid or are more than a map; graphs have plain operators."""
-    scattered = place.at is not None or x.shape[1] != place.cells[0] * place.cells[1]
-    return scattered or torch.compiler.is_compiling()
-
-
 def run_block(
     block: nn.Module, x: Tensor, tokens: Any, restore: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """An LTMViTBlock: attention and MLP in pieces."""
-    attend = partial(attend_everywhere if block.attn.everywhere else attend_in_windows, block.attn)
-    change = block.attn.over(block.norm1(x), tokens, attend)
+    z = block.norm1(x)
+    if _unusual(z, tokens):
+        change = block.attn(z, tokens)
+    else:
+        attend = attend_everywhere if block.attn.everywhere else attend_in_windows
+        change = block.attn.proj_drop(attend(block.attn, z, tokens))
     x = restore(x + block.drop_path1(block.ls1(change)))
     mlp = layers.mlp(block.norm2(x), block.mlp.fc1, block.mlp.fc2)
     return x + block.drop_path2(block.ls2(mlp))
+
+
+def _unusual(x: Tensor, tokens: Any) -> bool:
+    """Whether tokens lie on no grid or are more than a map; graphs have plain operators."""
+    cells = tokens.grid.height * tokens.grid.width
+    return tokens.at is not None or x.shape[1] != cells or torch.compiler.is_compiling()
 
 
 def serves_block(block: nn.Module) -> bool:

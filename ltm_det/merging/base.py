@@ -135,6 +135,18 @@ class Merger(nn.Module):
         """
         raise NotImplementedError
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args) -> None:
+        """Takes checkpoints whose learned numbers, such as LTM's strength, are without a dimension.
+
+        They have one since, as FSDP shards nothing without. ``state_dict`` is torch's own copy, of
+        which the modules inside get their part later.
+        """
+        for name, own in self.named_parameters(prefix.removesuffix(".")):
+            value = state_dict.get(name)
+            if isinstance(value, Tensor) and value.ndim == 0 and own.numel() == 1:
+                state_dict[name] = value.reshape(own.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
         n = self.window**2
         return f"dim={self.dim}, tokens={self.tokens}/{n} ({self.tokens / n:.3f} kept)"

@@ -49,7 +49,7 @@ class BottleneckStep(nn.Module):
         self.centroids = nn.Parameter(torch.randn(clusters, dim))
         self.log_q = nn.Parameter(torch.randn(classes, clusters))  # up to a constant in each row
         self.log_prior = nn.Parameter(torch.zeros(classes))  # up to a constant
-        self.rate = nn.Parameter(torch.zeros(()))
+        self.rate = nn.Parameter(torch.zeros(1))
 
     @torch.no_grad()
     def set_bottleneck(self, centroids: Tensor, q: Tensor, prior: Tensor, beta: float) -> None:

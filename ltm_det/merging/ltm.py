@@ -5,6 +5,7 @@ C channels. ``valid`` is False for padded tokens.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,33 @@ def columns(log_mask: Tensor, real: Tensor | None) -> Tensor:
     if real is None:
         return log_mask.softmax(-2)
     return log_mask.masked_fill(~real, NOBODYS).softmax(-2) * real
+
+
+Distances = Callable[[Tensor], Tensor]
+
+
+def by_merged(z: Tensor) -> Distances:
+    """Maps a mask M (*, N, P) to |Z - X~|^2 / C, (*, N, P), the distances of tokens Z (*, N, C) to
+    its merged ones X~ = M^T Z, less |Z|^2 / C, which is the same for all P."""
+
+    def distances(mask: Tensor) -> Tensor:
+        merged = mask.transpose(-1, -2) @ z  # X~
+        alike = z @ merged.transpose(-1, -2) / z.shape[-1]
+        return merged.square().mean(-1).unsqueeze(-2) - 2 * alike
+
+    return distances
+
+
+def by_gram(z: Tensor) -> Distances:
+    """The same without X~, by K = Z Z^T / C, which serves every mask: Z X~^T / C = K M, and
+    |X~|^2 / C, by column, is the sum over tokens of M * (K M)."""
+    gram = z @ z.transpose(-1, -2) / z.shape[-1]  # (*, N, N)
+
+    def distances(mask: Tensor) -> Tensor:
+        alike = gram @ mask
+        return (mask * alike).sum(-2, keepdim=True) - 2 * alike
+
+    return distances
 
 
 UPDATES = ("learned", "gradient")
@@ -152,8 +180,12 @@ class LTM(Merger):
             start = temperature * (area + SHARE_FLOOR).log()
             self.initial_logits = nn.Parameter(start.to(dtype))
         self.rounds = rounds if affinity else 0
+        n, times = window * window, self.rounds * tokens
+        gram, merged = n * n * (dim + times), 2 * n * times * dim  # multiply-adds in a window
+        self.distances = by_gram if gram < merged else by_merged
         if affinity:
-            self.log_affinity = nn.Parameter(torch.tensor(math.log(affinity), dtype=dtype))  # of k
+            # of k; of one dimension, since FSDP shards nothing that has none
+            self.log_affinity = nn.Parameter(torch.tensor([math.log(affinity)], dtype=dtype))
         self.width = math.ceil(detail * dim)
         if self.width:
             # a draw of its own: the backbone's first weights stay what the seed makes of them
@@ -180,10 +212,10 @@ class LTM(Merger):
             start = self._scaled(previous, alive)
             logits = base = previous - z @ self._step(z, start, real)
             scaled = self._scaled(base, alive)
+            distances = self.distances(z)
             for i in range(self.rounds):
                 mask = columns((scaled if i else start).log_softmax(-1), real)
-                merged = mask.transpose(-1, -2) @ z  # X~
-                logits = base + self._attraction(z, merged)
+                logits = base - self.log_affinity.to(dtype).exp() * distances(mask)
                 scaled = self._scaled(logits, alive)
             if self.mask == "soft":
                 log_mask = scaled.log_softmax(-1)
@@ -208,12 +240,6 @@ class LTM(Merger):
             return self.step.to(z.dtype)
         mask = scaled.softmax(-1)
         return self.step(z, mask if real is None else mask * real)
-
-    def _attraction(self, z: Tensor, merged: Tensor) -> Tensor:
-        """-k |Z - X~|^2 / C, (*, N, P), less what is the same for all P."""
-        length = merged.square().mean(-1).unsqueeze(-2)  # (*, 1, P)
-        alike = z @ merged.transpose(-1, -2) / self.dim
-        return self.log_affinity.to(z.dtype).exp() * (2 * alike - length)
 
     def _with_detail(self, merging: Merging, z: Tensor) -> Merging:
         """Restoring adds (I - G G^T) gelu(Z V) W, (*, N, C): zero where all tokens are alike."""

@@ -63,8 +63,8 @@ class LTMP(ToMe):
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be finite and above 0, got {temperature}")
         self.temperature = temperature
-        self.merge_threshold = nn.Parameter(torch.tensor(0.9))
-        self.prune_threshold = nn.Parameter(torch.tensor(0.0))
+        self.merge_threshold = nn.Parameter(torch.tensor([0.9]))
+        self.prune_threshold = nn.Parameter(torch.tensor([0.0]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the loss, whose graph can be neither copied nor pickled."""

@@ -124,7 +124,8 @@ def removal_scores(score: Tensor, source: Tensor, alive: Tensor) -> Tensor:
 def highest(scores: Tensor, count: int) -> Tensor:
     """Boolean (*, n): the ``count`` tokens of the highest score, the earlier of equals."""
     order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, True)
+    # not of booleans: torch.jit.trace has no form of that
+    return torch.zeros_like(scores).scatter(-1, order, 1.0) > 0
 
 
 def kept_columns(removed: Tensor, count: int, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ltm_det.measure.benchmark import Entry, name_of
+from ltm_det.measure.benchmark import Entry
+from ltm_det.measure.benchmark_tables import name_of
 
 MARKERS = "osD^vPX<>"
 Style = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -18,11 +19,12 @@ Style = Callable[[Mapping[str, Any]], dict[str, Any]]
 def draw(
     rows: Sequence[Mapping[str, Any]], exponents: Sequence[Mapping[str, Any]], title: str, out: Path
 ) -> bool:
-    """Writes a picture with a row of panels for each mode and batch.
+    """Writes a picture with a row of panels for each mode, batch and load.
 
     Args:
-        rows: See :func:`ltm_det.measure.benchmark.rows_of`, each with shape, batch and mode.
-        exponents: See :func:`ltm_det.measure.benchmark.exponents`.
+        rows: See :func:`ltm_det.measure.benchmark_tables.rows_of`, each with shape, batch, mode
+            and load.
+        exponents: See :func:`ltm_det.measure.benchmark_tables.exponents`.
         title: Of the whole.
         out: Where to write it.
 
@@ -30,7 +32,7 @@ def draw(
         Whether there was anything to draw.
     """
     timed = [row for row in rows if "seconds" in row]
-    groups = list(dict.fromkeys((row["mode"], row["batch"]) for row in timed))
+    groups = list(dict.fromkeys(map(group_of, timed)))
     if not groups:
         return False
     shapes = list(dict.fromkeys(tuple(row["shape"]) for row in timed))
@@ -47,11 +49,11 @@ def draw(
     figure = Figure((4.6 * columns + 1, 4.4 * len(groups) + 0.6), layout="constrained")
     grid = figure.subplots(len(groups), columns, squeeze=False)
     for group, panels in zip(groups, grid, strict=True):
-        own = [row for row in timed if (row["mode"], row["batch"]) == group]
+        own = [row for row in timed if group_of(row) == group]
         for shape, axes in zip(shapes, panels):
             against_macs(axes, [row for row in own if tuple(row["shape"]) == shape], style)
-            axes.set_title("{}, batch {}, {} x {}".format(*group, *shape))
-        fits = [fit for fit in exponents if (fit["mode"], fit["batch"]) == group]
+            axes.set_title("{}, batch {}, load {}, {} x {}".format(*group, *shape))
+        fits = [fit for fit in exponents if group_of(fit) == group]
         if fits:
             against_pixels(panels[-1], own, fits, style)
     handles = {}
@@ -64,6 +66,11 @@ def draw(
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     return True
+
+
+def group_of(row: Mapping[str, Any]) -> tuple[str, int, int]:
+    """What a row of panels shares."""
+    return row["mode"], row["batch"], row["load"]
 
 
 def against_macs(axes: Axes, rows: Sequence[Mapping[str, Any]], style: Style) -> None:

@@ -82,7 +82,7 @@ def ltm_shapes(name: str, dim: int, tokens: int, start: int | None = None) -> di
 
     Its own path has C / 4 channels.
     """
-    shapes = dict(step=(dim, tokens), log_affinity=())
+    shapes = dict(step=(dim, tokens), log_affinity=(1,))
     shapes |= dict(detail_in=(dim, dim // 4), detail_out=(dim // 4, dim))
     shapes |= {} if start is None else dict(initial_logits=(start, tokens))
     return {f"{name}.{key}": shape for key, shape in shapes.items()}

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ltm_det.backbones.swin.layers import LTMPatchMerging
-from ltm_det.cpu import door, layers, merging, pieces, products, swin
+from ltm_det.cpu import door, layers, merging, patches, pieces, products, swin
 from ltm_det.merging import LTM
 from ltm_det.merging.ltm import MASKS
 from tests.test_backbones.swin_cases import MINI, build, reference_of
@@ -198,7 +198,7 @@ def test_patch_merging_is_mmdets(size, way):
     theirs = reference_of(build(None)).stages[0].downsample
     assert isinstance(ours, LTMPatchMerging) and not isinstance(theirs, LTMPatchMerging)
     x = torch.randn(2, size[0] * size[1], 8)
-    out, hw = ours(x, size) if way == "plain" else swin.run_patch_merging(ours, x, size)
+    out, hw = ours(x, size) if way == "plain" else patches.run_patch_merging(ours, x, size)
     expected, their_hw = theirs(x, size)
     assert tuple(hw) == tuple(int(n) for n in their_hw)
     assert_same([out], [expected])

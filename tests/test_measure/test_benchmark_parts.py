@@ -1,8 +1,7 @@
-"""Peers have our maps; what is timed is a row; exponents of known numbers."""
+"""Peers have our maps; those that are timed take turns; every form gives the maps of eager."""
 
-import json
+from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -14,7 +13,6 @@ from ltm_det.measure.benchmark import Entry
 from ltm_det.measure.flops import build_backbone
 from ltm_det.measure.peers import swin_order
 from ltm_det.merging import MERGERS
-from ltm_det.pictures.benchmark import draw
 
 MERGER = dict(type="Pool", compression_ratio=0.5)
 SWIN = dict(type="LTMSwin", embed_dims=8, depths=(2, 3), num_heads=(1, 2), window_size=4)
@@ -143,78 +141,40 @@ def test_entries_take_turns(mode: str) -> None:
     models = {name: Spy(name, calls) for name in "ab"}
     entries = [Entry(name, "eager", dtype) for name in "ab" for dtype in ("float32", "amp")]
     bad = Entry("a", "eager", "bfloat16")
-    times, failures = benchmark.time_entries(
-        models, [*entries, bad], (4, 6), batch=3, mode=mode, rounds=3, warm_up=1
+    found, failures = benchmark.time_entries(
+        models, [*entries, bad], (4, 6), batch=3, mode=mode, rounds=3, warm_up=1, loads=(0, 1)
     )
-    assert failures == {bad: "TypeError: no bfloat16"}
-    assert list(times) == entries and all(len(own) == 3 for own in times.values())
+    assert failures == {bad: "TypeError: no bfloat16"} and list(found) == [0, 1]
+    for times in found.values():
+        assert list(times) == entries and all(len(own) == 3 for own in times.values())
     assert {call[1:2] + call[3:] for call in calls} == {((3, 3, 4, 6), (train, train, True))}
     order = [(name, amp) for name, _, amp, _ in calls]
     once = [(name, amp) for name in "ab" for amp in (False, True)]
-    assert order[:4] == once and len(order) == 4 * 5
-    rounds = [order[i : i + 4] for i in range(4, 20, 4)]
-    assert rounds in ([once, once[::-1]] * 2, [once[::-1], once] * 2)
+    assert order[:4] == once and len(order) == 4 * 9
+    for start in (4, 20):  # the loads one after the other, all turns inside each
+        rounds = [order[i : i + 4] for i in range(start, start + 16, 4)]
+        assert rounds in ([once, once[::-1]] * 2, [once[::-1], once] * 2)
 
 
-def test_rows_have_ratios_to_the_base_and_to_it_the_same_way() -> None:
-    a, b = Entry("a", "eager", "float32"), Entry("b", "eager", "float32")
-    a2, b2, b3 = (x._replace(how=how) for x, how in ((a, "frozen"), (b, "frozen"), (b, "exported")))
-    times = {a: [4.0, 4.0, 8.0], b: [2.0, 1.0, 2.0], a2: [3.0] * 3, b2: [1.5] * 3}
-    macs = dict(a=4 * 10**9, b=10**9)
-    rows = benchmark.rows_of([a, b, b3, a2, b2], times, {b3: "why"}, macs, a)
-    assert [row["model"] + row["how"] for row in rows] == [
-        *("aeager", "beager", "bexported", "afrozen", "bfrozen")
-    ]
-    assert rows[1]["median_ms"] == 2000 and rows[1]["ratio"] == 0.5
-    assert rows[1]["quartiles"] == (0.25, 0.375)  # of 0.5, 0.25, 0.25
-    assert rows[1]["gmacs"] == 1 and rows[1]["gmacs_ratio"] == 0.25
-    assert rows[4]["ratio"] == 0.375 and rows[4]["same_way"] == 0.5
-    assert rows[2]["failure"] == "why" and "seconds" not in rows[2]
-    table = benchmark.as_table(rows).splitlines()
-    assert len(table) == 7 and table[-1] == "b exported float32 does not run: why"
-    assert (
-        table[2].split() == "b eager float32 1.00 0.250 2000.0 0.500 0.250 to 0.375 0.500".split()
-    )
-    assert table[3].split()[-4:] == ["-"] * 4
-    with pytest.raises(ValueError, match="b exported float32, the base of all ratios.*why"):
-        benchmark.rows_of([b3], times, {b3: "why"}, macs, b3)
+@pytest.mark.parametrize("loads", [(2, 0), (1,)])
+def test_passes_are_timed_inside_their_load(loads: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the first pass of each, which may compile it, is outside."""
+    log = []
 
+    @contextmanager
+    def busy(number: int):
+        log.append(f"{number} starts")
+        yield
+        log.append(f"{number} ends")
 
-def test_exponents_of_known_numbers() -> None:
-    pixels = np.array([1e4, 5e4, 2e6])
-    assert benchmark.exponent(pixels, 3 * pixels**1.25) == pytest.approx(1.25)
-    with pytest.raises(ValueError, match="two sizes"):
-        benchmark.exponent([100, 100], [1, 2])
-    rows = [
-        dict(model=m, how="eager", dtype="amp", batch=b, mode="training", shape=s, seconds=[1])
-        | dict(median_ms=b * (s[0] * s[1]) ** power)
-        for m, power in dict(a=1.0, b=2.0).items()
-        for b in (1, 4)
-        for s in ((4, 9), (8, 8), (3, 3))
-    ]
-    alone = [dict(rows[0], model="c"), dict(model="d", failure="x")]
-    found = benchmark.exponents([*rows, *alone])
-    assert [(f["model"], f["batch"]) for f in found] == [("a", 1), ("a", 4), ("b", 1), ("b", 4)]
-    assert [f["exponent"] for f in found] == pytest.approx([1, 1, 2, 2])
-
-
-def test_picture(tmp_path) -> None:
-    rows = []
-    for shape in ((64, 64), (128, 96)):
-        times = {Entry(m, "eager", "float32"): [1.0, 2.0] for m in "ab"}
-        own = benchmark.rows_of(times, times, {}, dict(a=2, b=1), Entry("a", "eager", "float32"))
-        rows += [row | dict(shape=shape, batch=1, mode="inference") for row in own]
-    out = tmp_path / "new" / "plot.svg"
-    assert draw(rows, benchmark.exponents(rows), "a title", out)
-    assert "<svg" in out.read_text()[:1000]
-    assert not draw([], [], "", tmp_path / "none.png") and not (tmp_path / "none.png").exists()
-
-
-def test_machine_is_told() -> None:
-    found = benchmark.machine("cpu")
-    assert found["cpu"] and found["cores"] >= 1 and found["threads"] == torch.get_num_threads()
-    assert found["torch"] == torch.__version__ and found["device"] == "cpu"
-    json.dumps(found)
+    monkeypatch.setattr(benchmark, "busy", busy)
+    entries = [Entry(name, "eager", "float32") for name in "ab"]
+    counts = dict(batch=1, mode="inference", rounds=1, warm_up=0)
+    models = {name: Spy(name, log) for name in "ab"}
+    benchmark.time_entries(models, entries, (4, 6), **counts, loads=loads)
+    log = [entry if isinstance(entry, str) else entry[0] for entry in log]
+    own = [[f"{load} starts", "b", "a", f"{load} ends"] for load in loads]
+    assert log == ["a", "b", *sum(own, [])]
 
 
 def test_cuda_is_timed_by_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,10 +207,10 @@ def test_models_are_timed_on_a_gpu() -> None:
     models = benchmark_models.build_models(configs, "cuda")
     entries = [Entry(name, "eager", dtype) for name in models for dtype in ("float32", "amp")]
     for mode in benchmark.MODES:
-        times, failures = benchmark.time_entries(
+        found, failures = benchmark.time_entries(
             models, entries, (64, 64), batch=2, mode=mode, rounds=2, warm_up=1, device="cuda"
         )
-        assert not failures and min(min(own) for own in times.values()) > 0
+        assert not failures and min(min(own) for own in found[0].values()) > 0
 
 
 @pytest.mark.parametrize(

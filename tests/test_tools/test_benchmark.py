@@ -69,9 +69,38 @@ def test_table_json_and_plot_have_what_was_measured(
     assert result["base"] == "mmdet" and result["rounds"] == 2 and result["config"] == str(config)
     assert result["command"].startswith("python benchmark.py") and result["commit"]
     assert result["machine"]["device"] == "cpu"
-    assert "32 x 32, batch 2, training" in printed
+    assert {"cpu", "flags", "l2_kib", "product"} <= set(result["machine"])
+    assert all(row["load"] == 0 for row in rows)
+    assert "32 x 32, batch 2, training, load 0\n" in printed
     assert printed.count("Cost against pixels") == 24
     assert plot.stat().st_size > 0
+
+
+def test_rows_of_each_load_are_kept_apart(
+    tool: Callable, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    calls = []
+
+    def peak_memory(cfg, shape, train, device, batch, dtype) -> int:
+        calls.append(shape)
+        return MIB
+
+    monkeypatch.setitem(tool.globals, "peak_memory", peak_memory)
+    out = tmp_path / "bench.json"
+    words = [config, "--shape", 32, 32, "--shape", 64, 32, "--models", "mmdet", "merged"]
+    words += ["--mode", "inference", "memory", "--load", 0, 1, "--device", "cpu"]
+    assert tool(*words, "--rounds", 2, "--warm-up", 0, "--json", out) == 0
+    result, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert [(row["shape"][0], row["load"], row["model"]) for row in result["rows"]] == [
+        (side, load, name) for side in (32, 64) for load in (0, 1) for name in ("mmdet", "merged")
+    ]
+    assert all(row["peak_bytes"] == MIB and len(row["seconds"]) == 2 for row in result["rows"])
+    assert calls == [(32, 32)] * 2 + [(64, 32)] * 2  # memory knows no load
+    assert [(fit["model"], fit["load"]) for fit in result["exponents"]] == [
+        (name, load) for load in (0, 1) for name in ("mmdet", "merged")
+    ]
+    assert "\n64 x 32, batch 1, inference, load 1\n" in printed
+    assert printed.count(", inference, load 0: exponent") == 2
 
 
 def test_memory_is_that_of_the_modes_beside_it(
@@ -141,6 +170,9 @@ def test_memory_of_a_peer_is_really_measured(tool: Callable, config: Path, tmp_p
         (["--mode", "training", "--how", "frozen"], "--how ['frozen'] cannot be trained"),
         (["--device", "tpu9"], "--device tpu9: give cpu"),
         (["--mode", "memory", "--plot", "x.png"], "--plot draws times"),
+        (["--load", 0, -1], "--load must be at least 0"),
+        (["--load", 2, 2], "--load names something twice: [2, 2]"),
+        (["--mode", "memory", "--load", 2], "--load is for times"),
         (["--dtype", "float64"], "invalid choice: 'float64'"),
     ],
 )

@@ -3,11 +3,12 @@
 The models: 'dense' and 'merged' are the config's backbone without and with its merger, the name of
 a merger (ToMe, Pool, ...) is that one in the same places; 'mmdet', 'timm' and 'torchvision' are
 their Swin Transformers, and 'timm' of a ViT is its ViT in ViTDet's layout. Weights are random,
-nothing is downloaded. For each size, batch and mode all models in all forms (--how) and formats
-(--dtype) take turns, so that ratios hold whatever else the machine does; they are those of medians,
-with the quartiles of the rounds' own ratios. The base of ratios is in the first form and format
-named; 'same way' are ratios to the same model in the row's own. Peak memory is that of
-ltm_det.measure.memory: what a pass adds to the loaded model, eager, in a process of its own.
+nothing is downloaded. For each size, batch, mode and load all models in all forms (--how) and
+formats (--dtype) take turns, so that ratios hold whatever else the machine does; they are those of
+medians, with the quartiles of the rounds' own ratios. The base of ratios is in the first form and
+format named; 'same way' are ratios to the same model in the row's own. A load of N is N processes
+that each keep a CPU busy meanwhile. Peak memory is that of ltm_det.measure.memory: what a pass adds
+to the loaded model, eager, in a process of its own, without load.
 """
 
 import argparse
@@ -32,11 +33,6 @@ from ltm_det.measure.benchmark import (  # noqa: E402
     RUNNERS,
     TRAINABLE,
     Entry,
-    as_table,
-    exponents,
-    machine,
-    name_of,
-    rows_of,
     time_entries,
 )
 from ltm_det.measure.benchmark_models import (  # noqa: E402
@@ -49,7 +45,10 @@ from ltm_det.measure.benchmark_models import (  # noqa: E402
     model_config,
     our_type,
 )
+from ltm_det.measure.benchmark_tables import as_table, exponents, name_of, rows_of  # noqa: E402
 from ltm_det.measure.flops import count_backbone  # noqa: E402
+from ltm_det.measure.load import LoadError  # noqa: E402
+from ltm_det.measure.machine import machine  # noqa: E402
 from ltm_det.measure.memory import MemoryUnknownError, peak_memory  # noqa: E402
 from ltm_det.measure.precision import DTYPES  # noqa: E402
 from ltm_det.pictures.benchmark import draw  # noqa: E402
@@ -100,6 +99,14 @@ def parse() -> argparse.Namespace:
         "weights, exported what torch.export finds, the others what tools/export.py writes "
         "(default: eager)",
     )
+    parser.add_argument(
+        "--load",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="busy processes beside it, while times are measured (default: 0)",
+    )
     parser.add_argument("--device", help="cpu or a CUDA device (default: a CUDA device, if any)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
     parser.add_argument("--rounds", type=int, default=15, help="that are measured (default: 15)")
@@ -113,7 +120,9 @@ def parse() -> argparse.Namespace:
         parser.error("--rounds must be at least 1, --warm-up at least 0")
     if min(*args.batch, *map(min, args.shape), args.threads or 1) < 1:
         parser.error("--batch, --shape and --threads must be at least 1")
-    for name in ("models", "shape", "batch", "mode", "dtype", "how"):
+    if min(args.load) < 0:
+        parser.error("--load must be at least 0")
+    for name in ("models", "shape", "batch", "mode", "dtype", "how", "load"):
         values = getattr(args, name) or []
         if len(set(values)) < len(values):
             parser.error(f"--{name} names something twice: {values}")
@@ -126,8 +135,11 @@ def parse() -> argparse.Namespace:
         parser.error(f"--device {args.device}: give cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: no CUDA device is visible; give --device cpu")
-    if args.plot is not None and args.mode == ["memory"]:
-        parser.error("--plot draws times: give --mode inference or training too")
+    if args.mode == ["memory"]:
+        if args.plot is not None:
+            parser.error("--plot draws times: give --mode inference or training too")
+        if any(args.load):
+            parser.error("--load is for times: give --mode inference or training too")
     return args
 
 
@@ -156,55 +168,71 @@ def measure(configs: dict[str, Config], args: argparse.Namespace) -> dict[str, A
     entries = [Entry(*way) for way in product(args.models, args.how, args.dtype)]
     base = Entry(args.base, args.how[0], args.dtype[0])
     modes = [mode for mode in MODES if mode in args.mode]
+    counts = dict(rounds=args.rounds, warm_up=args.warm_up, device=args.device)
     rows = []
     for shape in args.shape:
         macs = {n: count_backbone(model, shape).macs["backbone"] for n, model in models.items()}
         for batch, mode in product(args.batch, modes or ["inference"]):
             place = dict(shape=shape, batch=batch, mode=mode)
-            found = []
+            times, failures, peaks = dict.fromkeys(args.load), {}, {}
             if modes:
-                counts = dict(rounds=args.rounds, warm_up=args.warm_up, device=args.device)
-                times, failures = time_entries(models, entries, **place, **counts)
-                found = rows_of(entries, times, failures, macs, base)
+                times, failures = time_entries(models, entries, **place, **counts, loads=args.load)
             if "memory" in args.mode:
-                found = with_memory(found, configs, macs, args, **place)
-            rows += [row | place for row in found]
-            print("\n{} x {}, batch {}, {}".format(*shape, batch, mode))
-            print(as_table(found), flush=True)
+                peaks = peaks_of(configs, args, **place)
+            for load, own in times.items():
+                found = rows_of(entries, own, failures, macs, base) if modes else []
+                if peaks:
+                    found = with_peaks(found, peaks, macs, args)
+                rows += [row | place | dict(load=load) for row in found]
+                print("\n{} x {}, batch {}, {}, load {}".format(*shape, batch, mode, load))
+                print(as_table(found), flush=True)
     return dict(checks=checks, rows=rows, exponents=exponents(rows))
 
 
-def with_memory(
-    rows: list[dict[str, Any]],
+def peaks_of(
     configs: dict[str, Config],
-    macs: dict[str, int],
     args: argparse.Namespace,
     shape: tuple[int, int],
     batch: int,
     mode: str,
-) -> list[dict[str, Any]]:
-    """The rows with the peak memory of each model in eager form, which are added where they lack.
+) -> dict[tuple[str, str], int | str]:
+    """The peak memory of each model and format in eager form, or why there is none; base first.
 
     Raises:
         MemoryUnknownError: That of the base could not be measured.
     """
     given = dict(train=mode == "training", device=args.device, batch=batch)
     base = args.base, args.dtype[0]
-    eager = {(row["model"], row["dtype"]): row for row in rows if row["how"] == "eager"}
     peaks = {base: peak_memory(configs[args.base], shape, dtype=args.dtype[0], **given)}
+    for name, dtype in product(args.models, args.dtype):
+        try:
+            if (name, dtype) not in peaks:
+                peaks[name, dtype] = peak_memory(configs[name], shape, dtype=dtype, **given)
+        except MemoryUnknownError as error:  # one that does not run in this format, say
+            peaks[name, dtype] = str(error)
+    return peaks
+
+
+def with_peaks(
+    rows: list[dict[str, Any]],
+    peaks: dict[tuple[str, str], int | str],
+    macs: dict[str, int],
+    args: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """The rows with the peak memory of those in eager form, which are added where they lack."""
+    eager = {(row["model"], row["dtype"]): row for row in rows if row["how"] == "eager"}
     for name, dtype in product(args.models, args.dtype):
         row = eager.get((name, dtype))
         if row is None:
             row = dict(Entry(name, "eager", dtype)._asdict(), gmacs=macs[name] / 1e9)
             row["gmacs_ratio"] = macs[name] / macs[args.base]
             rows.append(row)
-        try:
-            if (name, dtype) not in peaks:
-                peaks[name, dtype] = peak_memory(configs[name], shape, dtype=dtype, **given)
-            peak = peaks[name, dtype]
-            row |= dict(peak_bytes=peak, peak_ratio=peak / max(peaks[base], 1))
-        except MemoryUnknownError as error:  # one that does not run in this format, say
-            row["peak_failure"] = str(error)
+        peak = peaks[name, dtype]
+        if isinstance(peak, str):
+            row["peak_failure"] = peak
+        else:
+            ratio = peak / max(peaks[args.base, args.dtype[0]], 1)
+            row |= dict(peak_bytes=peak, peak_ratio=ratio)
     return rows
 
 
@@ -217,7 +245,7 @@ def main() -> int:
         configs = configs_of(cfg, args)
         result = measure(configs, args)
         place = machine(args.device)
-    except (preflight.PreflightError, MemoryUnknownError, ValueError) as error:
+    except (preflight.PreflightError, MemoryUnknownError, LoadError, ValueError) as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2
     finally:
@@ -227,9 +255,8 @@ def main() -> int:
     for fit in result["exponents"]:
         name = name_of(fit, result["rows"])
         print(
-            "Cost against pixels, {}, batch {batch}, {mode}: exponent {exponent:.3f}".format(
-                name, **fit
-            )
+            "Cost against pixels, {}, batch {batch}, {mode}, load {load}: "
+            "exponent {exponent:.3f}".format(name, **fit)
         )
     if args.json is not None:
         given = {key: getattr(args, key) for key in ("config", "base", "rounds", "warm_up")}

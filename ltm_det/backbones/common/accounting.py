@@ -137,7 +137,11 @@ def account(
     ]
     if missing or unexpected or misfits:
         raise ValueError(_complaint(family, own, state, missing, unexpected, misfits))
-    changed = [key for key in fitted if fitted[key].shape != state[key].shape]
+    changed = [
+        key
+        for key, value in fitted.items()
+        if value.shape != state[key].shape and not _lone(value, state[key])
+    ]
     notes = {
         "not in the checkpoint, left as initialised": kept,
         "in the checkpoint, not needed": dropped,
@@ -153,10 +157,17 @@ def _fit(family: Family, key: str, value: Any, own: Tensor, grid: tuple[int, int
         raise ValueError(f"{type(value).__name__}, not a tensor")
     if value.shape == own.shape:
         return value
+    if _lone(value, own):
+        return value.reshape(own.shape)
     resampled = family.resample(key, value, own, grid)
     if resampled is None:
         raise ValueError(f"{tuple(value.shape)} in the checkpoint, {tuple(own.shape)} in the model")
     return resampled
+
+
+def _lone(one: Tensor, other: Tensor) -> bool:
+    """Whether both are one number: those of mergers had no dimension once, and now have one."""
+    return one.numel() == other.numel() == 1
 
 
 def _complaint(

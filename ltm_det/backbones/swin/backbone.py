@@ -1,23 +1,18 @@
 """LTMSwin: mmdet's Swin Transformer with merged tokens (arXiv 2103.14030 and 2407.15219).
 
 Shapes: B images, W windows, N tokens in a window, P kept tokens, C channels, M side of the dense
-window, k side of the merged window, H x W grid. A stage keeps its tokens in window layout
-(B, W, N, C) from its start to its end.
+window, k side of the merged window, H x W grid.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint as cp
 from mmdet.models.backbones import SwinTransformer
-from mmdet.models.backbones.swin import SwinBlockSequence
 from mmdet.models.layers import PatchEmbed
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, ModuleList
+from mmengine.model import ModuleList
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
@@ -25,143 +20,16 @@ from ltm_det import cpu
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.backbones.swin.layers import GridlessSwinBlock, LTMPatchMerging, LTMSwinBlock
+from ltm_det.backbones.swin.stage import LTMSwinStage
 from ltm_det.backbones.swin.weights import SWIN
-from ltm_det.cpu import Call, plain
 from ltm_det.merging import (
-    MERGERS,
     Merger,
     build_merger,
-    kept_side,
-    kept_tokens,
     merger_options,
     ratio_schedule,
 )
 
 SCOPES = ("block", "stage")
-
-
-class Span(NamedTuple):
-    """Consecutive blocks ``start`` to ``stop`` - 1 that run on the same k x k tokens a window."""
-
-    start: int
-    stop: int
-    side: int
-
-
-class LTMSwinStage(BaseModule):
-    """A stage of LTMSwin: spans of dense blocks and spans of blocks on merged tokens.
-
-    Args:
-        stage: mmdet's stage; its modules and their names are taken over.
-        ratios: Compression ratio of each block; 1.0 is a dense block.
-        scope: 'block' merges before each block's MLP and restores after it; 'stage' merges at the
-            start of each run of blocks that keep the same k < M and restores at its end, or where
-            the merger keeps no grid, before and after every block.
-        merger: Type and options of the mergers.
-        depths: Share of the backbone's blocks that come before each block.
-    """
-
-    def __init__(
-        self,
-        stage: SwinBlockSequence,
-        ratios: list[float],
-        scope: str,
-        merger: Mapping[str, Any],
-        depths: list[float],
-    ) -> None:
-        super().__init__()
-        attn = stage.blocks[0].attn
-        self.window, tokens = attn.window_size, attn.window_size**2
-        gridless = scope == "stage" and bool(merger) and not MERGERS[merger["type"]].keeps_grid
-        if scope == "block" or gridless:
-            sides = [self.window] * len(ratios)
-            self.kept = block_tokens = [kept_tokens(r, tokens) for r in ratios]
-        else:
-            sides = [kept_side(r, self.window) for r in ratios]
-            self.kept = [side**2 for side in sides]
-            block_tokens = [tokens] * len(ratios)
-        self.spans = _spans(sides)
-        span_tokens = [span.side**2 for span in self.spans]
-
-        dim = attn.w_msa.embed_dims
-        block_mergers = _merger_chain(dim, self.window, block_tokens, merger, depths)
-        self.blocks = ModuleList()
-        for block, side, block_merger in zip(stage.blocks, sides, block_mergers, strict=True):
-            kind = GridlessSwinBlock if gridless and block_merger is not None else LTMSwinBlock
-            self.blocks.append(kind(block, side, block_merger))
-        span_depths = [depths[span.start] for span in self.spans]
-        span_mergers = _merger_chain(dim, self.window, span_tokens, merger, span_depths)
-        self.mergers = nn.ModuleDict(  # by the block before which it merges
-            {
-                str(span.start): m
-                for span, m in zip(self.spans, span_mergers, strict=True)
-                if m is not None
-            }
-        )
-        self.with_cp = stage.blocks[0].with_cp
-        self.downsample = stage.downsample
-        if self.downsample is not None and LTMPatchMerging.fits(self.downsample):
-            self.downsample = LTMPatchMerging(self.downsample)
-
-    def forward(
-        self, x: Tensor, hw: tuple[int, int], call: Call = plain
-    ) -> tuple[Tensor, tuple[int, int], Tensor]:
-        """(B, H * W, C) to the next stage's input and its (H, W), and to this stage's output.
-
-        ``call`` is how its parts are called, see :mod:`ltm_det.cpu.door`.
-        """
-        grid = WindowGrid(*hw, self.window)
-        x, state = grid.partition(x), None
-        for span in self.spans:
-            blocks = self.blocks[span.start : span.stop]
-            if span.side == self.window:
-                for block in blocks:
-                    x, state = call(block, x, grid, state)
-            else:
-                merger, valid = self.mergers[str(span.start)], grid.valid(x.device)
-                merging, state = self.checkpointed(call, merger, x, state, valid)
-                y = y0 = merging.merge(x)  # (B, W, P, C)
-                for block in blocks:
-                    y, _ = call(block, y, grid.merged(span.side), None, merging.key_bias)
-                x = merging.update(x, y - y0)
-        out = grid.reverse(x)
-        if self.downsample is None:
-            return out, hw, out
-        return *call(self.downsample, out, hw), out
-
-    def checkpointed(self, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(*args)``, computed again in the backward pass where ``with_cp`` says so."""
-        if self.with_cp and torch.is_grad_enabled():
-            return cp.checkpoint(function, *args, use_reentrant=False)
-        return function(*args)
-
-    def extra_repr(self) -> str:
-        return f"window={self.window}, kept tokens of {self.window**2} in each block={self.kept}"
-
-
-def _spans(sides: list[int]) -> list[Span]:
-    spans, start = [], 0
-    for side, run in groupby(sides):
-        stop = start + len(list(run))
-        spans.append(Span(start, stop, side))
-        start = stop
-    return spans
-
-
-def _merger_chain(
-    dim: int, window: int, tokens: list[int], options: Mapping[str, Any], depths: list[float]
-) -> list[Merger | None]:
-    """A merger for each entry of ``tokens``, None where it is all of the window's; those of equal P
-    follow on from one another."""
-    mergers, previous = [], None
-    for kept, depth in zip(tokens, depths, strict=True):
-        if kept == window**2:
-            mergers.append(None)
-            continue
-        place = dict(window=window, tokens=kept, chained=kept == previous, depth=depth)
-        mergers.append(build_merger(dim=dim, **place, **options))
-        previous = kept
-    return mergers
 
 
 @MODELS.register_module()
@@ -192,11 +60,11 @@ class LTMSwin(AccountedLoading, SwinTransformer):
 
     family = SWIN
     executors = {
-        PatchEmbed: cpu.swin.PATCH_EMBEDDING,
+        PatchEmbed: cpu.patches.PATCH_EMBEDDING,
         LTMSwinBlock: cpu.swin.BLOCK,
         GridlessSwinBlock: cpu.swin.GRIDLESS_BLOCK,
-        LTMPatchMerging: cpu.swin.PATCH_MERGING,
-        nn.LayerNorm: cpu.swin.MAP_NORM,
+        LTMPatchMerging: cpu.patches.PATCH_MERGING,
+        nn.LayerNorm: cpu.patches.MAP_NORM,
         **cpu.merging.EXECUTORS,
     }
 

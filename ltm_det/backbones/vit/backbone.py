@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ltm_det import cpu
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
+from ltm_det.backbones.vit.arguments import check_blocks, check_whole, grid_of, parse_merger
 from ltm_det.backbones.vit.layers import (
     GlobalAttention,
     LTMViTBlock,
@@ -30,7 +31,7 @@ from ltm_det.backbones.vit.layers import (
 )
 from ltm_det.backbones.vit.weights import VIT
 from ltm_det.cpu import Call
-from ltm_det.merging import Merger, build_merger, check_ratio, kept_side, merger_options
+from ltm_det.merging import Merger, build_merger
 
 
 @MODELS.register_module()
@@ -114,12 +115,12 @@ class LTMViT(AccountedLoading, BaseModule):
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        _check_whole(1, embed_dims=embed_dims, depth=depth, num_heads=num_heads)
-        _check_whole(1, patch_size=patch_size, in_channels=in_channels, window_size=window_size)
-        _check_whole(0, prefix_tokens=prefix_tokens)
+        check_whole(1, embed_dims=embed_dims, depth=depth, num_heads=num_heads)
+        check_whole(1, patch_size=patch_size, in_channels=in_channels, window_size=window_size)
+        check_whole(0, prefix_tokens=prefix_tokens)
         if global_blocks is None:  # a quarter of less than one block has none
             global_blocks = sorted({depth * quarter // 4 - 1 for quarter in range(1, 5)} - {-1})
-        _check_blocks("global_blocks", global_blocks, depth)
+        check_blocks("global_blocks", global_blocks, depth)
         if not -1 <= frozen_stages <= depth:
             raise ValueError(f"frozen_stages={frozen_stages}: give -1 to {depth}, the depth")
         if embed_dims % num_heads:
@@ -131,7 +132,7 @@ class LTMViT(AccountedLoading, BaseModule):
         self.patch_embed = PatchEmbed(
             None, patch_size, in_channels, embed_dims, dynamic_img_pad=True
         )
-        self.pretrain_grid = _grid_of(pretrain_img_size, patch_size)
+        self.pretrain_grid = grid_of(pretrain_img_size, patch_size)
         self.pos_embed = self.prefix_tokens = None
         if use_abs_pos:
             positions = self.pretrain_grid[0] * self.pretrain_grid[1]
@@ -146,7 +147,7 @@ class LTMViT(AccountedLoading, BaseModule):
         for i in range(depth):
             attention, size = WindowAttention, to_2tuple(window_size)
             if i in global_blocks:
-                attention, size = GlobalAttention, _grid_of(img_size, patch_size)
+                attention, size = GlobalAttention, grid_of(img_size, patch_size)
             attn = attention(
                 embed_dims,
                 num_heads,
@@ -170,7 +171,7 @@ class LTMViT(AccountedLoading, BaseModule):
         self.num_prefix = prefix_tokens
         self.norm = norm(embed_dims) if final_norm else nn.Identity()
 
-        self.sides, options = _parse_merger(merger, depth, window_size)
+        self.sides, options = parse_merger(merger, depth, window_size)
         self.mergers = nn.ModuleDict()  # by the block before which it merges
         side = window_size
         for block, kept in self.sides.items():
@@ -274,62 +275,6 @@ class LTMViT(AccountedLoading, BaseModule):
         for parameter in (self.pos_embed, self.prefix_tokens):
             if parameter is not None:
                 parameter.requires_grad = False
-
-
-def _parse_merger(
-    merger: Mapping[str, Any] | None, depth: int, window: int
-) -> tuple[dict[int, int], dict[str, Any]]:
-    """For each block before which is merged, the side k; and the options left for the mergers."""
-    if merger is None:
-        return {}, {}
-    options = merger_options(merger)
-    ratios, blocks = options.pop("compression_ratio"), options.pop("merge_at", None)
-    if blocks is None:
-        blocks = max(depth // 4 - 1, 0)
-    build_merger(dim=1, window=1, tokens=1, **options)  # bad options raise at any ratio
-    blocks = list(blocks) if isinstance(blocks, Sequence) else [blocks]
-    one = isinstance(ratios, str) or not isinstance(ratios, Sequence)
-    ratios = [ratios] * len(blocks) if one else list(ratios)
-    _check_blocks("merge_at", blocks, depth)
-    if not blocks or blocks != sorted(set(blocks)):
-        raise ValueError(f"merge_at={blocks} must name blocks in ascending order, each once")
-    if len(ratios) != len(blocks):
-        raise ValueError(
-            f"compression_ratio={ratios} has {len(ratios)} entries for merge_at={blocks}: "
-            "give one for each block"
-        )
-    sides, side = {}, window
-    for block, ratio in zip(blocks, ratios, strict=True):
-        kept = kept_side(check_ratio(ratio), window)
-        if kept > side:
-            raise ValueError(
-                f"compression_ratio={ratios} rises: merged tokens stay merged to the exit, so "
-                "each ratio must be at most the one before"
-            )
-        if kept < side:
-            sides[block] = side = kept
-    return sides, options
-
-
-def _check_blocks(name: str, blocks: Sequence[int], depth: int) -> None:
-    if isinstance(blocks, int):
-        raise ValueError(f"{name} must be a list of blocks, got {blocks}")
-    for block in blocks:
-        if not isinstance(block, int) or isinstance(block, bool) or not 0 <= block < depth:
-            raise ValueError(f"{name} names block {block!r}, but there are blocks 0 to {depth - 1}")
-
-
-def _check_whole(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}")
-
-
-def _grid_of(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
-    height, width = to_2tuple(img_size)
-    if min(height, width) < patch_size:
-        raise ValueError(f"{height}x{width} pixels hold no patch of {patch_size}x{patch_size}")
-    return height // patch_size, width // patch_size
 
 
 def _init_weights(module: nn.Module) -> None:

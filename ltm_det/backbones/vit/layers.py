@@ -109,9 +109,6 @@ class Place(NamedTuple):
     at: Tensor | None = None
 
 
-Attend = Callable[[Tensor, Place, Tensor | None], Tensor]
-
-
 class RelPosAttention(Attention):
     """timm's multi-head attention with optional decomposed relative positions.
 
@@ -140,36 +137,26 @@ class RelPosAttention(Attention):
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * rows - 1, self.head_dim))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * columns - 1, self.head_dim))
 
-    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
-        """(B, T + L, C) to the same."""
-        return self.over(x, tokens, self.attend)
-
-    def over(self, x: Tensor, tokens: TokenMap, attend: Attend) -> Tensor:
-        """``attend`` of those tokens of x that attend to each other; (B, T + L, C) to the same."""
-        raise NotImplementedError
-
-    def attend(self, x: Tensor, place: Place, mask: Tensor | None) -> Tensor:
-        """Attention over T prefix tokens and a map.
+    def mix(self, qkv: Tensor, place: Place, mask: Tensor | None) -> Tensor:
+        """Attention over T prefix tokens and a map, without its projections.
 
         Args:
-            x: (B, T + L, C).
+            qkv: (B, T + L, 3C), queries, keys and values.
             place: Of the L tokens.
             mask: Added to the logits, broadcastable to (B, nH, T + L, T + L), or None.
 
         Returns:
             (B, T + L, C)
         """
-        b, n, c = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nH, T + L, D)
+        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if self.use_rel_pos and place.at is not None:
             bias = self.scattered_bias(q, place.at, place.lengths)
             mask = bias if mask is None else bias + mask
         else:
             mask = self.logits(q, mask, *self.embeddings(place))
         mask = None if mask is None else mask.to(q.dtype)
-        x = attend(q, k, v, mask, self.attn_drop, self.scale)
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+        x = attend(q, k, v, mask, self.attn_drop, self.scale)  # (B, nH, T + L, D)
+        return x.transpose(1, 2).flatten(2)
 
     def embeddings(self, place: Place) -> tuple[Tensor | None, Tensor | None]:
         """(H, H, D) and (W, W, D), of the rows and of the columns; None without positions."""
@@ -206,7 +193,13 @@ class GlobalAttention(RelPosAttention):
 
     everywhere = True
 
-    def over(self, x: Tensor, tokens: TokenMap, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
+        """(B, T + L, C) to the same."""
+        x = self.mix(self.qkv(x), *self.place(x, tokens))
+        return self.proj_drop(self.proj(x))
+
+    def place(self, x: Tensor, tokens: TokenMap) -> tuple[Place, Tensor | None]:
+        """Where the tokens of x (B, T + L, C) lie, and the mask of their attention."""
         grid, dense = tokens.grid, tokens.dense
         mask = None
         if tokens.key_bias is not None:
@@ -215,28 +208,37 @@ class GlobalAttention(RelPosAttention):
             mask = F.pad(key_bias, (x.shape[1] - key_bias.shape[1], 0))[:, None, None]
         cells, lengths = (grid.height, grid.width), (dense.height, dense.width)
         at = None if tokens.at is None else grid.reverse(tokens.places_on_map())
-        return attend(x, Place(cells, lengths, tokens.spacing, at), mask)
+        return Place(cells, lengths, tokens.spacing, at), mask
 
 
 class WindowAttention(RelPosAttention):
     """Tokens attend within their window; prefix tokens, which lie in none, take no part.
 
-    Tokens that pad the dense map's windows are zero, and are keys as in ViTDet.
+    Tokens that pad the dense map's windows are zero, and are keys as in ViTDet; they are projected
+    once, since all are alike.
     """
 
-    def over(self, x: Tensor, tokens: TokenMap, attend: Attend) -> Tensor:
-        grid, window = tokens.grid, tokens.dense.window
+    def forward(self, x: Tensor, tokens: TokenMap) -> Tensor:
+        """(B, T + L, C) to the same."""
+        grid = tokens.grid
         prefix = x.shape[1] - grid.height * grid.width
-        windows = grid.partition(x[:, prefix:])  # (B, W, N, C)
+        qkv = self.qkv(F.pad(x[:, prefix:], (0, 0, 0, 1)))  # one more: the zeros that pad
+        windows = grid.partition(qkv[:, :-1])  # (B, W, N, 3C)
+        if grid.padded:
+            windows = torch.where(grid.valid(x.device)[..., None], windows, qkv[:, None, -1:])
+        out = self.mix(windows.flatten(0, 1), *self.place(windows, tokens))
+        out = grid.reverse(out.unflatten(0, windows.shape[:2]))  # (B, L, C)
+        return F.pad(self.proj_drop(self.proj(out)), (0, 0, prefix, 0))
+
+    def place(self, windows: Tensor, tokens: TokenMap) -> tuple[Place, Tensor | None]:
+        """Where the tokens of windows (B, W, N, C) lie, and the mask of their attention."""
+        grid, window = tokens.grid, tokens.dense.window
         mask = None
         if tokens.key_bias is not None:
             mask = tokens.key_bias.expand(windows.shape[:-1]).flatten(0, 1)[:, None, None]
         cells, lengths = (grid.window, grid.window), (window, window)
         at = None if tokens.at is None else tokens.at.flatten(0, 1)
-        place = Place(cells, lengths, tokens.spacing, at)
-        out = attend(windows.flatten(0, 1), place, mask)
-        out = grid.reverse(out.unflatten(0, windows.shape[:2]))
-        return F.pad(out, (0, 0, prefix, 0))
+        return Place(cells, lengths, tokens.spacing, at), mask
 
 
 def keep(x: Tensor) -> Tensor:
