@@ -22,6 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ltm_det", "ltm_det.*"]),
+    package_data={"ltm_det": ["py.typed"]},
     install_requires=[
         "torch>=2.4,<2.15",
         "torchvision>=0.19,<0.30",
@@ -51,6 +52,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3",
             "ruff==0.17.*",
+            "mypy==2.4.*",
             "pre-commit",
             "tensorboard",
             *DEPLOY,

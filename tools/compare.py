@@ -36,6 +36,7 @@ from ltm_det.studies.comparison import (  # noqa: E402
     SpecError,
     folder_of,
     load_spec,
+    plan,
 )
 from ltm_det.studies.comparison_configs import (  # noqa: E402
     backbone_gmacs,
@@ -117,39 +118,6 @@ def start_of(cell: Cell, work_dir: Path) -> str:
     if checkpoint is None:
         raise FileNotFoundError(f"the dense detector left no checkpoint in {folder}")
     return from_root(checkpoint)
-
-
-def plan(cells: Sequence[Cell], rows: Mapping[tuple, Mapping], work_dir: Path) -> list[Cell]:
-    """The cells to run: those without a row, after the dense ones that they need.
-
-    Raises:
-        SpecError: A dense detector is needed that is neither in the matrix nor in the work
-            directory; or a row was made with other options than the spec now has.
-    """
-    by_key = {cell.key: cell for cell in cells}
-    for key in by_key.keys() & rows.keys():
-        old, new = json.loads(rows[key]["options"]), by_key[key].options
-        if old != new:
-            raise SpecError(
-                f"the row of {by_key[key].name} was made with {old}, and the spec says {new}: give "
-                "the setting or the merger another name, or delete the row"
-            )
-    todo = [cell for cell in cells if cell.key not in rows]
-    needed = {}
-    for cell in todo:
-        if cell.start is None or cell.start in needed:
-            continue
-        folder = folder_of(cell.start, work_dir)
-        gone = last_checkpoint(folder) is None
-        if cell.start in by_key and (gone or cell.start not in rows):
-            needed[cell.start] = by_key[cell.start]
-        elif gone:
-            raise SpecError(
-                f"{cell.name} starts from a dense detector that is not there: put {cell.backbone}, "
-                f"train, dense and seed {cell.seed} into the runs, or its folder at {folder}"
-            )
-    others = [cell for cell in todo if cell.key not in needed]
-    return [*needed.values(), *sorted(others, key=lambda cell: cell.start is not None)]
 
 
 def run_all(

@@ -1,14 +1,15 @@
-"""The two fixes that let mmdet 3.3 run on current torch, as functions without arguments.
+"""Fixes that let mmdet 3.3 run, and count, on current torch, as functions without arguments.
 
 ``apply`` is called once by ``import ltm_det`` where mmdet is installed. It does no harm twice.
 """
 
 from ltm_det.compat.checkpoint import allow_mmengine_checkpoints, load_safely
+from ltm_det.compat.complexity import count_fused_attention
 from ltm_det.compat.ops import provide_mmcv_ops
 
 
 def apply() -> None:
-    """Put both fixes in place: the compiled ops mmdet needs, and safe checkpoint loading.
+    """Put all in place: compiled ops that mmdet needs, safe loading, and counts of attention.
 
     Raises:
         ImportError: Neither mmcv nor mmcv-lite is installed.
@@ -16,6 +17,13 @@ def apply() -> None:
     provide_mmcv_ops()
     allow_mmengine_checkpoints()
     load_safely()
+    count_fused_attention()
 
 
-__all__ = ["allow_mmengine_checkpoints", "apply", "load_safely", "provide_mmcv_ops"]
+__all__ = [
+    "allow_mmengine_checkpoints",
+    "apply",
+    "count_fused_attention",
+    "load_safely",
+    "provide_mmcv_ops",
+]

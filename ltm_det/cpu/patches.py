@@ -4,6 +4,7 @@ Shapes: B images, R x S patches, H x W grid, C and D channels.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ def patches_piece(
 
 
 def run_patch_merging(
-    patches: nn.Module, x: Tensor, hw: tuple[int, int]
+    patches: Any, x: Tensor, hw: tuple[int, int]
 ) -> tuple[Tensor, tuple[int, int]]:
     """Its PatchMerging of 2 x 2, (B, H * W, C) to (B, H' * W', D) and (H', W').
 
@@ -44,7 +45,7 @@ def run_patch_merging(
     return x.view(b, r * s, -1), (r, s)
 
 
-def run_patch_embedding(patches: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+def run_patch_embedding(patches: Any, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """mmdet's, images (B, 3, h, w) to tokens (B, H * W, C) and (H, W). Without gradients."""
     if patches.adap_padding is not None:
         x = patches.adap_padding(x)

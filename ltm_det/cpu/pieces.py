@@ -42,7 +42,9 @@ def in_pieces(
         row: Shape of a row of the result. None: that of the first of ``cut``.
         out: Where the result goes. None: to a tensor of its own.
     """
-    first, total = cut[0], len(cut[0])
+    first = cut[0]
+    assert first is not None
+    total = len(first)
     if out is None:
         out = first.new_empty(total, *(first.shape[1:] if row is None else row))
     spans = cuts(total, size)
@@ -117,13 +119,13 @@ class Recomputed(torch.autograd.Function):
         tensors, order, total = ctx.saved_tensors, ctx.order, len(gradient)
         learning = [i for i, need in enumerate(ctx.needs_input_grad[5:]) if need]
         spans, again = cuts(total, ctx.size), torch.is_grad_enabled()
-        found: list[Tensor | None] = [None] * len(tensors)
+        found: list[Any] = [None] * len(tensors)
         for i in learning:
             found[i] = torch.zeros_like(tensors[i])
 
         def compute(piece: int) -> Sequence[Tensor]:
             start, stop = spans[piece]
-            own = [take(tensors[0], order, start, stop)]
+            own: list[Any] = [take(tensors[0], order, start, stop)]
             own += [rows(t, start, stop, total) for t in tensors[1 : ctx.cut]]
             own += tensors[ctx.cut :]
             of_out = take(gradient, order, start, stop)

@@ -9,6 +9,7 @@ Shapes: T tokens, C and D channels.
 import math
 import os
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -32,7 +33,7 @@ HAS_BFLOAT16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 if HAS_ONEDNN:
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def linear_flops(x: torch.Size, weight: torch.Size, *_, **__) -> int:
+    def linear_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
         """For torch's counter, which takes shapes, at two flops a multiply-accumulate."""
         return 2 * math.prod(x) * weight[0]
 
@@ -114,7 +115,7 @@ class Linear(torch.autograd.Function):
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer, (*, C) to (*, D)."""
-    run = linear
+    run: Callable[..., Tensor] = linear
     if torch.is_grad_enabled():
         run = Linear.apply if way(x.dtype) == ONEDNN else F.linear
     return run(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)

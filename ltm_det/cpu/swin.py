@@ -42,7 +42,7 @@ def window_piece(
     x: Tensor,
     mask: Tensor | None,
     bias: Tensor | None,
-    *tensors: Tensor | None,
+    *tensors: Any,
 ) -> Tensor:
     """Attention within windows, (V, N, C) to the same, see :func:`window_attention`."""
     if mask is not None:
@@ -64,22 +64,23 @@ def block_piece(
     *tensors: Tensor | None,
 ) -> Tensor:
     """(V, N, C) to the same, see :func:`swin_block`."""
-    own = Block(*tensors)
+    own = Block._make(tensors)
     dim = x.shape[-1:]
-    padded = real is not None and not real.all()
+    if real is not None and real.all():
+        real = None
     z = F.layer_norm(x, dim, own.norm1, own.norm1_bias, eps)
-    if padded:
+    if real is not None:
         z = z.masked_fill(~real[..., None], 0)
     attention = own.position_bias, own.qkv, own.qkv_bias, own.proj, own.proj_bias
     change = window_piece(num_heads, scale, z, mask, *attention)
     x = x + (change if kept is None else kept[:, :1, None] * change)
     tokens = x.flatten(0, 1)
-    if padded:  # what pads has no use for an MLP
+    if real is not None:  # what pads has no use for an MLP
         at = real.flatten().nonzero().squeeze(1)
         tokens = tokens.index_select(0, at)
     z = F.layer_norm(tokens, dim, own.norm2, own.norm2_bias, eps)
     change = layers.mlp_piece(z, own.fc1, own.fc1_bias, own.fc2, own.fc2_bias)
-    if padded:
+    if real is not None:
         change = torch.zeros_like(x).flatten(0, 1).index_copy(0, at, change)
     change = change.view(x.shape)
     return x + (change if kept is None else kept[:, 1:, None] * change)
@@ -107,7 +108,7 @@ def _block(
     scale: float,
     eps: float,
 ) -> Tensor:
-    hidden = len(Block(*tensors).fc1)
+    hidden = len(Block._make(tensors).fc1)
     size = layers.attention_size(x.shape[1], num_heads, max(hidden, 3 * x.shape[2]))
     piece = partial(block_piece, num_heads, scale, eps)
     return pieces.run(piece, size, [x, mask, real, kept], tensors, order)
@@ -177,7 +178,7 @@ def swin_block(
 
 
 def run_block(
-    block: nn.Module, x: Tensor, grid: Any, state: Any = None, key_bias: Tensor | None = None
+    block: Any, x: Tensor, grid: Any, state: Any = None, key_bias: Tensor | None = None
 ) -> tuple[Tensor, Any]:
     """An LTMSwinBlock that merges nothing: some windows at a time, through the whole block."""
     b, w, n, c = x.shape
@@ -208,7 +209,7 @@ def run_block(
 
 
 def run_merging_block(
-    block: nn.Module, x: Tensor, grid: Any, state: Any = None, key_bias: Tensor | None = None
+    block: Any, x: Tensor, grid: Any, state: Any = None, key_bias: Tensor | None = None
 ) -> tuple[Tensor, Any]:
     """An LTMSwinBlock that merges before its MLP: attention and MLP in pieces."""
     valid = grid.valid(x.device)
@@ -221,7 +222,7 @@ def run_merging_block(
 
 
 def run_gridless_block(
-    block: nn.Module, x: Tensor, grid: Any, state: Any = None, key_bias: Tensor | None = None
+    block: Any, x: Tensor, grid: Any, state: Any = None, key_bias: Tensor | None = None
 ) -> tuple[Tensor, Any]:
     """A GridlessSwinBlock, which attends among merged tokens: attention and MLP in pieces."""
 
@@ -233,7 +234,7 @@ def run_gridless_block(
 
 
 def run_attention(
-    msa: nn.Module, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
+    msa: Any, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
     """Its WindowAttention, (B, W, N, C) to the same."""
     b, w, n, c = x.shape
@@ -246,13 +247,13 @@ def run_attention(
     return window_attention(x.flatten(0, 1), mask, position, *own).view(b, w, n, c)
 
 
-def run_mlp(block: nn.Module, x: Tensor) -> Tensor:
+def run_mlp(block: Any, x: Tensor) -> Tensor:
     """Its FFN, (*, C) to the same."""
     (fc1, _, _), fc2, _ = block.ffn.layers
     return block.ffn.dropout_layer(layers.mlp(x, fc1, fc2))
 
 
-def serves_block(block: nn.Module) -> bool:
+def serves_block(block: Any) -> bool:
     """Whether its options are those that the executors know."""
     msa, ffn = block.attn.w_msa, block.ffn
     if len(ffn.layers) != 3:

@@ -40,6 +40,7 @@ def _work_alone() -> None:
     _here.working = True
     torch.get_num_threads()  # torch's own choice for a new thread comes first, once
     library = _libtorch()
+    assert library is not None  # see `spread`
     library.omp_set_num_threads(1)
     if hasattr(library, "MKL_Set_Num_Threads_Local"):
         library.MKL_Set_Num_Threads_Local(1)

@@ -31,7 +31,7 @@ def window_piece(
     mask: Tensor | None,
     rows: Tensor | None,
     columns: Tensor | None,
-    *tensors: Tensor | None,
+    *tensors: Any,
 ) -> Tensor:
     """Attention within windows, both projections included: (V, N, C) to the same."""
 
@@ -41,7 +41,7 @@ def window_piece(
     return layers.attention_piece(num_heads, scale, x, added, *tensors)
 
 
-def attend_in_windows(attn: nn.Module, x: Tensor, tokens: Any) -> Tensor:
+def attend_in_windows(attn: Any, x: Tensor, tokens: Any) -> Tensor:
     """A WindowAttention without prefix tokens: some windows at a time."""
     windows = tokens.grid.partition(x)  # (B, W, N, C)
     place, mask = attn.place(windows, tokens)
@@ -70,7 +70,7 @@ def rows_piece(
     return x.unflatten(2, (height, width)).permute(2, 0, 1, 3, 4)
 
 
-def attend_everywhere(attn: nn.Module, x: Tensor, tokens: Any) -> Tensor:
+def attend_everywhere(attn: Any, x: Tensor, tokens: Any) -> Tensor:
     """A GlobalAttention without prefix tokens: the queries of some rows of the map at a time."""
     place, mask = attn.place(x, tokens)
     (b, n, c), (rows, columns) = x.shape, attn.embeddings(place)
@@ -84,9 +84,7 @@ def attend_everywhere(attn: nn.Module, x: Tensor, tokens: Any) -> Tensor:
     return layers.linear_in_pieces(x, attn.proj).view(b, n, c)
 
 
-def run_block(
-    block: nn.Module, x: Tensor, tokens: Any, restore: Callable[[Tensor], Tensor]
-) -> Tensor:
+def run_block(block: Any, x: Tensor, tokens: Any, restore: Callable[[Tensor], Tensor]) -> Tensor:
     """An LTMViTBlock: attention and MLP in pieces."""
     z = block.norm1(x)
     if _unusual(z, tokens):
@@ -105,12 +103,13 @@ def _unusual(x: Tensor, tokens: Any) -> bool:
     return tokens.at is not None or x.shape[1] != cells or torch.compiler.is_compiling()
 
 
-def serves_block(block: nn.Module) -> bool:
+def serves_block(block: Any) -> bool:
     """Whether its options are those that the executor knows."""
     attn, mlp = block.attn, block.mlp
+    norms = attn.q_norm, attn.k_norm, attn.norm, mlp.norm
     return (
         layers.is_gelu(mlp.act)
-        and isinstance(mlp.norm, nn.Identity)
+        and all(isinstance(norm, nn.Identity) for norm in norms)
         and not layers.drops(attn.attn_drop, attn.proj_drop, mlp.drop1, mlp.drop2)
     )
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .png import encode_png
-from .scene import Draw, Scene, draw_scene
+from ltm_det.datasets.png import encode_png
+from ltm_det.datasets.scene import Draw, Scene, draw_scene
 
 CLASSES = tuple("0123456789")
 MARKER = "ltm_det_demo.json"

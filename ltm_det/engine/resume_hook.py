@@ -113,6 +113,20 @@ class ExactResumeHook(Hook):
     all the batches it has trained on a second time.
     """
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Gives an optimizer's moments of one number their parameter's shape: release 0.1.0 had
+        parameters without a dimension, which are one-dimensional now."""
+        optimizer = getattr(getattr(runner, "optim_wrapper", None), "optimizer", None)
+        if optimizer is None or "optimizer" not in checkpoint:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, state in checkpoint["optimizer"].get("state", {}).items():
+            shape = parameters[index].shape if index < len(parameters) else ()
+            for name, value in state.items():
+                lone = isinstance(value, torch.Tensor) and value.ndim == 0 and name != "step"
+                if lone and shape == (1,):
+                    state[name] = value.reshape(shape)
+
     def before_train(self, runner: Runner) -> None:
         loop, loader = runner.train_loop, runner.train_loop.dataloader
         loader.dataset.__getitems__ = SeededFetch(loader.dataset, runner.seed, runner.rank)

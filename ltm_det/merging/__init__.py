@@ -32,7 +32,7 @@ MERGERS: dict[str, type[Merger]] = {
 }
 
 
-def build_merger(type: str, **options) -> Merger:
+def build_merger(type: str, **options: Any) -> Merger:
     """Builds the merger named ``type`` (a key of :data:`MERGERS`).
 
     Raises:

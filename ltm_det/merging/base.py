@@ -135,7 +135,7 @@ class Merger(nn.Module):
         """
         raise NotImplementedError
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Takes checkpoints whose learned numbers, such as LTM's strength, are without a dimension.
 
         They have one since, as FSDP shards nothing without. ``state_dict`` is torch's own copy, of

@@ -51,7 +51,7 @@ class DTEM(ToMe):
         tokens: int,
         embed_dims: int = 64,
         temperature: float = 0.1,
-        **place,
+        **place: Any,
     ) -> None:
         super().__init__(dim, window, tokens, **place)
         if not isinstance(embed_dims, int) or embed_dims < 1:

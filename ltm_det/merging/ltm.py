@@ -6,6 +6,7 @@ C channels. ``valid`` is False for padded tokens.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +134,7 @@ class LTM(Merger):
     """
 
     area: Tensor
+    step: Any  # U, or the module that computes it
 
     def __init__(
         self,
@@ -148,7 +150,7 @@ class LTM(Merger):
         detail: float = 0.25,
         proportional: bool = True,
         depth: float = 0.0,
-        **bottleneck,
+        **bottleneck: Any,
     ) -> None:
         super().__init__(dim, window, tokens, chained, depth)
         if update not in UPDATES:
@@ -202,6 +204,7 @@ class LTM(Merger):
     ) -> tuple[Merging, Tensor]:
         """See :meth:`Merger.forward`; ``state`` is S, the logits (*, N, P) before masking."""
         previous = state if self.chained else self.initial_logits
+        assert previous is not None, "a chained mask module takes the state of the one before"
         alive = real = None
         if valid is not None:
             alive = alive_cells(self.area, valid).unsqueeze(-2)  # (*, 1, P)

@@ -57,7 +57,7 @@ class LTMP(ToMe):
     reads = ("keys", "received")
 
     def __init__(
-        self, dim: int, window: int, tokens: int, temperature: float = 0.1, **place
+        self, dim: int, window: int, tokens: int, temperature: float = 0.1, **place: Any
     ) -> None:
         super().__init__(dim, window, tokens, **place)
         if not 0 < temperature < math.inf:

@@ -70,17 +70,17 @@ def match_rounds(
     matching = None
     # the choice of tokens in full precision, also under AMP
     with full_precision(size):
-        features = [f.to(size.dtype).masked_fill((size <= 0)[..., None], 0) for f in features]
+        means = [f.to(size.dtype).masked_fill((size <= 0)[..., None], 0) for f in features]
         regions = None if regions is None else regions.to(size.dtype)
         while (n := size.shape[-1]) > tokens:
             alive = size > 0
             alive = alive | ~alive.any(-1, keepdim=True)
             apart = None if regions is None else 1 - regions @ regions.transpose(-1, -2)
-            now = step(alive, min(n - tokens, n // 2), apart, *features)
+            now = step(alive, min(n - tokens, n // 2), apart, *means)
             mass = now.weights * size[..., None]
             size = mass.sum(-2)
             share = mass / torch.where(size > 0, size, 1)[..., None, :]
-            features = [share.transpose(-1, -2) @ f for f in features]
+            means = [share.transpose(-1, -2) @ f for f in means]
             if regions is not None:
                 regions = share.transpose(-1, -2) @ regions
             matching = now if matching is None else matching.then(now)

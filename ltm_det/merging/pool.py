@@ -14,7 +14,7 @@ class Pool(Merger):
 
     area: Tensor
 
-    def __init__(self, dim: int, window: int, tokens: int, **place) -> None:
+    def __init__(self, dim: int, window: int, tokens: int, **place: Any) -> None:
         super().__init__(dim, window, tokens, **place)
         area = pooling_matrix(window, tokens).to(torch.get_default_dtype())
         self.register_buffer("area", area, persistent=False)

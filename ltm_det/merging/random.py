@@ -22,7 +22,7 @@ class Random(Merger):
     keeps_grid = False
     groups: Tensor
 
-    def __init__(self, dim: int, window: int, tokens: int, seed: int = 0, **place) -> None:
+    def __init__(self, dim: int, window: int, tokens: int, seed: int = 0, **place: Any) -> None:
         super().__init__(dim, window, tokens, **place)
         n = window * window
         generator = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 Ratios = float | Sequence[float | Sequence[float]]
 DenseBlocks = int | Sequence[int | Sequence[int]] | None
@@ -57,7 +58,7 @@ def ratio_schedule(
     return ratios
 
 
-def _per_stage(name: str, value, depths: Sequence[int]) -> list:
+def _per_stage(name: str, value: Any, depths: Sequence[int]) -> list:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return [value] * len(depths)  # whether it is a good one is checked block by block
     if len(value) != len(depths):
@@ -69,8 +70,10 @@ def _per_stage(name: str, value, depths: Sequence[int]) -> list:
 
 
 def _block_ratios(ratio: float | Sequence[float], depth: int, stage: int) -> list[float]:
-    one = isinstance(ratio, str) or not isinstance(ratio, Sequence)
-    ratios = [ratio] * depth if one else list(ratio)
+    if isinstance(ratio, Sequence) and not isinstance(ratio, str):
+        ratios = list(ratio)
+    else:
+        ratios = [ratio] * depth
     if len(ratios) != depth:
         raise ValueError(
             f"compression_ratio of stage {stage} has {len(ratios)} entries for {depth} blocks: "

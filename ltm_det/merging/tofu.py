@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class ToFu(ToMe):
         tokens: int,
         mode: str = "auto",
         switch: float = 0.5,
-        **place,
+        **place: Any,
     ) -> None:
         super().__init__(dim, window, tokens, **place)
         if mode not in MODES:

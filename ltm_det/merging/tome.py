@@ -29,10 +29,10 @@ class ToMe(Merger):
     """
 
     keeps_grid = False
-    reads = ("keys",)
+    reads: tuple[str, ...] = ("keys",)
 
     def __init__(
-        self, dim: int, window: int, tokens: int, proportional: bool = True, **place
+        self, dim: int, window: int, tokens: int, proportional: bool = True, **place: Any
     ) -> None:
         super().__init__(dim, window, tokens, **place)
         self.proportional = proportional

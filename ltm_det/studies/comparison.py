@@ -1,4 +1,4 @@
-"""A matrix of detectors - backbone, merger, setting, seed, way of making - and its tables.
+"""A matrix of detectors - backbone, merger, setting, seed, way of making - and what to run of it.
 
 Its spec is YAML with three keys:
 
@@ -19,8 +19,9 @@ has ``images`` starts from what calibration on them makes of the dense detector.
 """
 
 import itertools
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import yaml
 
 from ltm_det.merging import MERGERS, merger_options
+from ltm_det.studies.runs import last_checkpoint
 
 DENSE, DENSE_SETTING = "dense", "1"
 TRAININGS = ("train", "finetune")
@@ -215,3 +217,36 @@ def check_shape(name: str, shape: Any) -> tuple[int, int]:
     except (TypeError, ValueError) as error:
         raise SpecError(f"backbone {name}: [height, width] expected, not {shape!r}") from error
     return height, width
+
+
+def plan(cells: Sequence[Cell], rows: Mapping[tuple, Mapping], work_dir: Path) -> list[Cell]:
+    """The cells to run: those without a row, after the dense ones that they need.
+
+    Raises:
+        SpecError: A dense detector is needed that is neither in the matrix nor in the work
+            directory; or a row was made with other options than the spec now has.
+    """
+    by_key = {cell.key: cell for cell in cells}
+    for key in by_key.keys() & rows.keys():
+        old, new = json.loads(rows[key]["options"]), by_key[key].options
+        if old != new:
+            raise SpecError(
+                f"the row of {by_key[key].name} was made with {old}, and the spec says {new}: give "
+                "the setting or the merger another name, or delete the row"
+            )
+    todo = [cell for cell in cells if cell.key not in rows]
+    needed = {}
+    for cell in todo:
+        if cell.start is None or cell.start in needed:
+            continue
+        folder = folder_of(cell.start, work_dir)
+        gone = last_checkpoint(folder) is None
+        if cell.start in by_key and (gone or cell.start not in rows):
+            needed[cell.start] = by_key[cell.start]
+        elif gone:
+            raise SpecError(
+                f"{cell.name} starts from a dense detector that is not there: put {cell.backbone}, "
+                f"train, dense and seed {cell.seed} into the runs, or its folder at {folder}"
+            )
+    others = [cell for cell in todo if cell.key not in needed]
+    return [*needed.values(), *sorted(others, key=lambda cell: cell.start is not None)]

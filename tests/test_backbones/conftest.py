@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tests.test_backbones import swin_cases, vit_cases
+from tests.test_backbones.checkpoints import randomise
 from tests.test_backbones.harness import LAYOUTS, MASKS, MERGERS, merger_name
+from tests.test_backbones.swin_checkpoints import BACKBONES
 
 FAMILIES = {**swin_cases.FAMILIES, **vit_cases.FAMILIES}
 
@@ -39,3 +41,10 @@ def merger(request):
 @pytest.fixture(params=MASKS, ids=merger_name)
 def ltm(request):
     return request.param
+
+
+@pytest.fixture(scope="module")
+def detector_state():
+    """State dict of a dense mmdet backbone, with its relative_position_index buffers."""
+    torch.manual_seed(0)
+    return randomise(BACKBONES["mmdet"]()).state_dict()

@@ -1,5 +1,7 @@
 """Every config in configs/ builds, runs one training step and one prediction."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 
+# Names of every backbone's tensors in release 0.1.0, whose checkpoints are still around. Numbers in
+# them are '#', and stand beside the name, a group for each tensor.
+NAMES = json.loads((Path(__file__).parent / "parameter_names.json").read_text())
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
@@ -39,10 +44,23 @@ def head(model: torch.nn.Module) -> torch.nn.Module:
     return bbox_head[-1] if isinstance(bbox_head, torch.nn.ModuleList) else bbox_head
 
 
+def names_of(model: torch.nn.Module) -> dict[str, str]:
+    number, found = re.compile(r"(?<![a-z_])\d+(?=\.)"), {}
+    for name in model.state_dict():
+        found.setdefault(number.sub("#", name), []).append(".".join(number.findall(name)))
+    return {name: " ".join(numbers) for name, numbers in found.items()}
+
+
+def frozen_names(config: str) -> dict[str, str]:
+    (group,) = (group for group in NAMES if config in group["configs"])
+    return group["names"]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_trains_and_predicts(path: Path) -> None:
     config = Config.fromfile(path)
     model = build(config)
+    assert names_of(model.backbone) == frozen_names(path.stem)
     before = [p.detach().clone() for p in model.backbone.parameters()]
     config.optim_wrapper.type = "OptimWrapper"  # AMP needs a GPU
     optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ltm_det.measure import load
 from ltm_det.measure.load import LoadError, busy
 
 pytestmark = pytest.mark.skipif(
@@ -56,11 +57,12 @@ def test_they_are_gone_after_an_exception(kind: type[BaseException]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_they_do_not_outlive_their_parent(number: int) -> None:
-    code = "import time; from ltm_det.measure.load import busy\n"
+    # the file alone: the package takes seconds to import
+    code = "import runpy, sys, time; busy = runpy.run_path(sys.argv[1])['busy']\n"
     code += "with busy(2) as own: print(*(p.pid for p in own), flush=True); time.sleep(60)"
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, load.__file__]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    with subprocess.Popen(command, **pipes, cwd=Path(__file__).parents[2]) as parent:
+    with subprocess.Popen(command, **pipes) as parent:
         try:
             pids = [int(word) for word in parent.stdout.readline().split()]
             assert len(pids) == 2 and all(map(alive, pids))
@@ -82,6 +84,6 @@ def test_a_load_that_did_not_last_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         os.kill(processes[0].pid, signal.SIGKILL)
         assert soon(lambda: not alive(processes[0].pid))
     assert not any(alive(process.pid) for process in processes)
-    monkeypatch.setattr("ltm_det.measure.load.BUSY", "1 / 0")
+    monkeypatch.setattr(load, "BUSY", "1 / 0")
     with pytest.raises(LoadError, match="a load of 1: a process of it did not start"), busy(1):
         pass

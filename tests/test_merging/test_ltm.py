@@ -5,9 +5,17 @@ import math
 import pytest
 import torch
 from torch.autograd import gradcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 from ltm_det.merging import LTM, SHUT, Cues, Pool
-from ltm_det.merging.ltm import MASKS, SHARE_FLOOR, hard_mask, hard_soft_mask
+from ltm_det.merging.ltm import (
+    MASKS,
+    SHARE_FLOOR,
+    by_gram,
+    by_merged,
+    hard_mask,
+    hard_soft_mask,
+)
 from tests.test_merging.oracle import area_shares, ltm_oracle
 
 DIM = 5
@@ -68,6 +76,54 @@ def test_ltm_is_the_equations(mask, temperature, window, tokens, real):
         torch.testing.assert_close(merging.size[i], size, atol=1e-9, rtol=0)
         torch.testing.assert_close(merging.key_bias[i][fed], size[fed].log(), atol=1e-6, rtol=0)
         assert (merging.key_bias[i][~fed] == SHUT).all()
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("mask", ["soft", "hard_soft"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_distances_by_the_gram_matrix_are_those_to_merged_tokens(chained, mask, padded):
+    """Logits, what is merged and all gradients; of one mask for all windows, and of their own."""
+    window, tokens = 5, 7
+    ltm = build(window, tokens, mask=mask, chained=chained, rounds=3)
+    start = torch.randn(2, 3, window**2, tokens, requires_grad=True) if chained else None
+    x = torch.randn(2, 3, window**2, DIM, requires_grad=True)
+    valid = torch.stack([cut(window, *real) for real in [(5, 5), (1, 3), (4, 2)]])
+    results = []
+    for ltm.distances in (by_merged, by_gram):
+        merging, logits = ltm(x, start, valid if padded else None)
+        merged = merging.merge(x)
+        loss = logits.sin().sum() + merging.update(x, merged.sin()).square().sum()
+        inputs = [x, *([start] if chained else []), *ltm.parameters()]
+        results.append([logits, merged, *torch.autograd.grad(loss, inputs)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+        assert one.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "window, tokens, dim, rounds, cheaper",
+    [
+        (14, 100, 768, 2, by_gram),  # of LTMViT-B
+        (7, 25, 96, 2, by_gram),  # of LTMSwin-T
+        (14, 25, 768, 2, by_merged),  # merged tokens are few
+        (14, 100, 768, 1, by_merged),  # rounds are few
+        (14, 100, 48, 2, by_merged),  # channels are few
+    ],
+)
+def test_it_takes_the_cheaper_distances(window, tokens, dim, rounds, cheaper):
+    ltm = LTM(dim, window, tokens, rounds=rounds)
+    assert ltm.distances is cheaper
+    macs = {}
+    z, mask = torch.empty(window**2, dim), torch.empty(window**2, tokens)
+    for way in (by_gram, by_merged):
+        counter = FlopCounterMode(display=False)
+        with counter:
+            distances = way(z)
+            for _ in range(rounds):
+                distances(mask)
+        macs[way] = counter.get_total_flops()
+    assert min(macs, key=macs.get) is cheaper
+    assert LTM(dim, window, tokens, affinity=0).distances is by_merged  # computes nothing
 
 
 def test_the_chain_starts_from_what_the_previous_module_returned():

@@ -27,33 +27,20 @@ from mmengine.logging import MMLogger  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from ltm_det.backbones import LTMViT  # noqa: E402
-from ltm_det.backbones.common.weights import (  # noqa: E402
-    load_accounted,
-    read_checkpoint,
-    share_weights,
-    without_mergers,
-)
+from ltm_det.backbones.common.weights import read_checkpoint, without_mergers  # noqa: E402
 from ltm_det.conversion.convert import merged_config  # noqa: E402
 from ltm_det.conversion.ratio_search import (  # noqa: E402
     DENSE,
     BudgetError,
     Candidate,
-    Label,
-    Ratios,
     latencies,
     meet_budget,
     sensitivities,
-    space_of,
 )
+from ltm_det.conversion.searched_models import SearchedModels  # noqa: E402
 from ltm_det.conversion.unlabelled import unlabelled_batches  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
-from ltm_det.measure.flops import (  # noqa: E402
-    aligned,
-    build_backbone,
-    count_backbone,
-    dense_twin,
-)
+from ltm_det.measure.flops import aligned, count_backbone, dense_twin  # noqa: E402
 from ltm_det.merging import MERGERS  # noqa: E402
 
 RATIOS = [0.75, 0.51, 0.33, 0.18]  # windows of 7 x 7 become 6 x 6, 5 x 5, 4 x 4, 3 x 3
@@ -120,72 +107,33 @@ def base_merger(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
     return own | (dict(scope=args.scope) if args.scope else {})
 
 
-class Search:
-    """The dense backbone of a config, and merged ones that share its weights.
-
-    Raises:
-        ValueError: If the weights do not fit, or the merger does not.
-    """
-
-    def __init__(
-        self, cfg: Config, args: argparse.Namespace, checkpoint: Mapping[str, Any]
-    ) -> None:
-        self.cfg = dense_twin(cfg) or cfg
-        self.options = base_merger(cfg, args)
-        self.shape, self.by_time = tuple(args.shape), args.cost == "latency"
-        try:
-            all_kept = merged_config(self.cfg, dict(self.options, compression_ratio=1.0))
-            build_backbone(all_kept)  # a bad option of the merger raises
-        except TypeError as error:
-            raise ValueError(f"merger={self.options} does not fit: {error}") from error
-        self.dense = build_backbone(dense_twin(all_kept)).eval()
-        if isinstance(self.dense, LTMViT) and args.unit:
-            raise ValueError("a ViT has one merge point: leave --unit out")
-        self.space = space_of(self.dense, self.options, args.ratios, args.unit or "stage")
-        family, grid = self.dense.family, self.dense.pretrain_grid
-        load_accounted(family, self.dense, checkpoint, drop_mergers=True, grid=grid)
-        self.dense.to(get_device())
-
-    def merger(self, labels: Sequence[Label]) -> dict[str, Any] | None:
-        """The backbone's merger for some choices."""
-        ratios: Ratios = {}
-        for unit, choice in labels:
-            ratios |= self.space.units[unit][choice]
-        return self.space.merger(ratios)
-
-    def model(self, labels: Sequence[Label]) -> nn.Module:
-        merger = self.merger(labels)
-        if merger is None:
-            return self.dense
-        torch.manual_seed(0)
-        model = build_backbone(merged_config(self.cfg, merger)).eval()
-        share_weights(self.dense, model)
-        return model.to(get_device())
-
-    def costs(self, models: Sequence[nn.Module]) -> list[float]:
-        """GMACs of one image, or milliseconds."""
-        if self.by_time:
-            return [1e3 * seconds for seconds in latencies(models, self.shape)]
-        bar = tqdm(models, desc="count", disable=len(models) < 3)
-        return [count_backbone(model, self.shape).macs["backbone"] / 1e9 for model in bar]
+def costs(models: Sequence[nn.Module], args: argparse.Namespace) -> list[float]:
+    """GMACs of one image, or milliseconds."""
+    shape = tuple(args.shape)
+    if args.cost == "latency":
+        return [1e3 * seconds for seconds in latencies(models, shape)]
+    bar = tqdm(models, desc="count", disable=len(models) < 3)
+    return [count_backbone(model, shape).macs["backbone"] / 1e9 for model in bar]
 
 
 def search(args: argparse.Namespace, cfg: Config, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """All that was found: the dense cost, the units' candidates, the choice, what it reaches."""
     batches = unlabelled_batches(cfg, args.images)
-    found = Search(cfg, args, checkpoint)
+    options = base_merger(cfg, args)
+    found = SearchedModels(cfg, options, checkpoint, args.ratios, args.unit, get_device())
     labels = [(unit, choice) for unit, choices in found.space.units.items() for choice in choices]
     models = [found.model([label]) for label in labels]
-    dense, *costs = found.costs([found.dense, *models])
+    dense, *each = costs([found.dense, *models], args)
     with tqdm(total=len(batches) * len(models), desc="measure") as bar:
         errors = sensitivities(found.dense, models, batches, bar.update)
     units: dict[str, list[Candidate]] = {unit: [] for unit in found.space.units}
-    for label, cost, error in zip(labels, costs, errors, strict=True):
+    for label, cost, error in zip(labels, each, errors, strict=True):
         cost = dense if label[1] == DENSE else cost  # by the clock it would differ from itself
         units[label[0]].append(Candidate(cost - dense, error, label))
 
     def count(picks: list[Candidate]) -> float:
-        twin, whole = found.costs([found.dense, found.model([pick.label for pick in picks])])
+        merged = found.model([pick.label for pick in picks])
+        twin, whole = costs([found.dense, merged], args)
         return whole / twin * dense
 
     try:

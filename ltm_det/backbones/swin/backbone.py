@@ -140,6 +140,22 @@ class LTMSwin(AccountedLoading, SwinTransformer):
         height, width = (-(-side // self.strides[i]) for side in image_size)
         return WindowGrid(height, width, self.stages[i].window), self.strides[i]
 
+    def grid_of_block(self, name: str, image_size: tuple[int, int]) -> WindowGrid:
+        """The map that a block runs on for images of h x w pixels.
+
+        Raises:
+            ValueError: There is no such block, or its tokens lie on no grid.
+        """
+        block = self.get_submodule(name)
+        if not isinstance(block, LTMSwinBlock):
+            raise ValueError(f"{name!r} is no block: give one such as 'stages.3.blocks.1'")
+        if isinstance(block, GridlessSwinBlock):
+            raise ValueError(f"the merged tokens of {name!r} lie on no grid: choose a dense block")
+        (grid, _), (_, i, _, j) = self.grid_at(name, image_size), name.split(".")
+        spans = self.stages[int(i)].spans
+        side = next(span.side for span in spans if span.start <= int(j) < span.stop)
+        return grid if side == grid.window else grid.merged(side)
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) of any size to the maps (B, C_i, H_i, W_i) of ``out_indices``."""
         call = cpu.choose(self.executors, x)

@@ -233,6 +233,21 @@ class LTMViT(AccountedLoading, BaseModule):
             grid = grid.shrunk(side)
         return grid, patch[0] * self.window / grid.window
 
+    def grid_of_block(self, name: str, image_size: tuple[int, int]) -> WindowGrid:
+        """The map that a block runs on for images of h x w pixels.
+
+        Raises:
+            ValueError: There is no such block, or its tokens lie on no grid.
+        """
+        if not isinstance(self.get_submodule(name), LTMViTBlock):
+            raise ValueError(f"{name!r} is no block: give one such as 'blocks.11'")
+        index = int(name.split(".")[1])
+        mergers = [m for block, m in self.mergers.items() if int(block) <= index]
+        if not all(merger.keeps_grid for merger in mergers):
+            raise ValueError(f"the merged tokens of {name!r} lie on no grid: choose one before")
+        grid, _ = self.grid_at(name, image_size)
+        return grid.shrunk(self.sides[index]) if index in self.sides else grid
+
     def _merge(
         self, call: Call, block: int, x: Tensor, tokens: TokenMap, restore: Callable[..., Tensor]
     ) -> tuple[Tensor, TokenMap, Callable[[Tensor], Tensor]]:

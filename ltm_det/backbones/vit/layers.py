@@ -4,7 +4,7 @@ Shapes: B images, W windows, T prefix tokens, L = H * W tokens of the map, N tok
 C channels, nH heads, D = C / nH, M side of the dense window, k side of the merged window.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ class TokenMap(NamedTuple):
         return self.key_bias > SHUT / 2
 
     def merged(
-        self, x: Tensor, merger: Merger, side: int, reader: Block, call: Call = plain
+        self, x: Tensor, merger: Merger, side: int, reader: "LTMViTBlock", call: Call = plain
     ) -> tuple[Merging, "TokenMap"]:
         """How ``merger`` merges x (B, L, C), as a merging of maps, and the map it leads to.
 
@@ -63,8 +63,7 @@ class TokenMap(NamedTuple):
         tokens = here.partition(x)
         cues = Cues(size=self.size)
         if merger.reads:
-            attn, z = reader.attn, here.partition(reader.norm1(x))
-            cues = attention_cues(attn.qkv, attn.num_heads, z, merger.reads, valid, self.size)
+            cues = reader.cues(x, self, merger.reads)
         windows, _ = call(merger, tokens, None, valid, cues)
         at = None
         if not merger.keeps_grid:
@@ -149,14 +148,15 @@ class RelPosAttention(Attention):
             (B, T + L, C)
         """
         q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)  # each (B, nH, T + L, D)
         if self.use_rel_pos and place.at is not None:
             bias = self.scattered_bias(q, place.at, place.lengths)
             mask = bias if mask is None else bias + mask
         else:
             mask = self.logits(q, mask, *self.embeddings(place))
         mask = None if mask is None else mask.to(q.dtype)
-        x = attend(q, k, v, mask, self.attn_drop, self.scale)  # (B, nH, T + L, D)
-        return x.transpose(1, 2).flatten(2)
+        x = attend(q, k, v, mask, self.attn_drop, self.scale)
+        return self.norm(x.transpose(1, 2).flatten(2))
 
     def embeddings(self, place: Place) -> tuple[Tensor | None, Tensor | None]:
         """(H, H, D) and (W, W, D), of the rows and of the columns; None without positions."""
@@ -259,3 +259,8 @@ class LTMViTBlock(Block):
         """(B, T + L, C) to the same, or to what ``restore``, between attention and MLP, makes."""
         x = restore(x + self.drop_path1(self.ls1(self.attn(self.norm1(x), tokens))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+    def cues(self, x: Tensor, tokens: TokenMap, reads: Sequence[str]) -> Cues:
+        """What a merger before it reads of its attention, of tokens x (B, L, C)."""
+        z, valid = tokens.grid.partition(self.norm1(x)), tokens.valid(x.device)
+        return attention_cues(self.attn.qkv, self.attn.num_heads, z, reads, valid, tokens.size)

@@ -1,0 +1,69 @@
+"""The models among which ratios are searched: a dense backbone, and merged ones of its weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from ltm_det.backbones import LTMViT
+from ltm_det.backbones.common.weights import load_accounted, share_weights
+from ltm_det.conversion.convert import merged_config
+from ltm_det.conversion.ratio_search import Label, Ratios, space_of
+from ltm_det.measure.flops import build_backbone, dense_twin
+
+
+class SearchedModels:
+    """The dense backbone of a config, and merged ones that share its weights.
+
+    Args:
+        cfg: Of a detector; a merger in it is left out.
+        options: Of the merger that takes its place, without ratios.
+        checkpoint: Of the detector; mask modules in it are left out.
+        ratios: Kept fractions to choose from.
+        unit: What gets its ratio in one piece, see :func:`space_of`; None for a ViT.
+        device: Where the models are.
+
+    Raises:
+        ValueError: If the weights do not fit, or the merger does not.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        options: Mapping[str, Any],
+        checkpoint: Mapping[str, Any],
+        ratios: Sequence[float],
+        unit: str | None,
+        device: str,
+    ) -> None:
+        self.cfg, self.device = dense_twin(cfg) or cfg, device
+        try:
+            all_kept = merged_config(self.cfg, dict(options, compression_ratio=1.0))
+            build_backbone(all_kept)  # a bad option of the merger raises
+        except TypeError as error:
+            raise ValueError(f"merger={options} does not fit: {error}") from error
+        self.dense = build_backbone(dense_twin(all_kept)).eval()
+        if isinstance(self.dense, LTMViT) and unit:
+            raise ValueError("a ViT has one merge point: leave --unit out")
+        self.space = space_of(self.dense, options, ratios, unit or "stage")
+        family, grid = self.dense.family, self.dense.pretrain_grid
+        load_accounted(family, self.dense, checkpoint, drop_mergers=True, grid=grid)
+        self.dense.to(device)
+
+    def merger(self, labels: Sequence[Label]) -> dict[str, Any] | None:
+        """The backbone's merger for some choices."""
+        ratios: Ratios = {}
+        for unit, choice in labels:
+            ratios |= self.space.units[unit][choice]
+        return self.space.merger(ratios)
+
+    def model(self, labels: Sequence[Label]) -> nn.Module:
+        merger = self.merger(labels)
+        if merger is None:
+            return self.dense
+        torch.manual_seed(0)
+        model = build_backbone(merged_config(self.cfg, merger)).eval()
+        share_weights(self.dense, model)
+        return model.to(self.device)
