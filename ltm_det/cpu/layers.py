@@ -44,8 +44,8 @@ def attention_piece(
     heads = heads.permute(2, 0, 3, 1, 4)  # (3, V, nH, N, C / nH)
     if n <= FEW and x.dtype == torch.float32:
         q, k, value = heads.contiguous()
-        weights, more = scale * (q @ k.transpose(-1, -2)), logits(q)
-        x = (weights if more is None else weights + more).softmax(-1) @ value
+        weights, more = (scale * q) @ k.transpose(-1, -2), logits(q)
+        x = (weights if more is None else weights.add_(more)).softmax(-1) @ value
     else:  # its softmax is in float32 whatever the dtype
         q, k, value = heads
         x = F.scaled_dot_product_attention(q, k, value, logits(q), scale=scale)

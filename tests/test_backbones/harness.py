@@ -39,6 +39,7 @@ class Family(NamedTuple):
         equal: Options with which tokens of an image of one colour are equal.
         local: Options with which tokens see no further than their surroundings.
         unread: Options with which dense blocks do not read padding either.
+        fast: Options with which the executors of the CPU serve all of a block.
     """
 
     make: Callable[..., nn.Module]
@@ -49,6 +50,7 @@ class Family(NamedTuple):
     equal: dict[str, Any] = {}
     local: dict[str, Any] = {}
     unread: dict[str, Any] = {}
+    fast: dict[str, Any] = {}
 
     def build(self, merger: dict[str, Any] | None, **options: Any) -> nn.Module:
         """One of random weights, in evaluation mode."""

@@ -75,7 +75,7 @@ def test_features_and_gradients(name, kind, training, monkeypatch, two_threads, 
     family, merger = FAMILIES[name], KINDS[kind]
     if merger is not None:
         merger = {**merger, **family.layouts["later"]}
-    model = family.build(merger, prefix_tokens=0) if name == "vit" else family.build(merger)
+    model = family.build(merger, **family.fast)
     monkeypatch.setattr(pieces, "PIECE", 1 << 11)
     images = torch.randn(2, 3, 37, 50)
     plain, fast = both_ways(model.train(training), images, monkeypatch)
@@ -94,8 +94,7 @@ def test_features_and_gradients(name, kind, training, monkeypatch, two_threads, 
 def test_options(name, options, monkeypatch, two_threads, taken):
     family = FAMILIES[name]
     merger = dict(type="LTM", affinity=1.0, **family.layouts["later"])
-    own = dict(options, prefix_tokens=0) if name == "vit" else options
-    model = family.build(merger, **own).train()
+    model = family.build(merger, **family.fast, **options).train()
     monkeypatch.setattr(pieces, "PIECE", 1 << 11)
     plain, fast = both_ways(model, torch.randn(2, 3, 37, 50), monkeypatch)
     assert taken
@@ -110,7 +109,7 @@ def test_second_gradients(name, kind, monkeypatch, two_threads, taken):
     family, merger = FAMILIES[name], KINDS[kind]
     if merger is not None:
         merger = {**merger, **family.layouts["later"]}
-    model = family.build(merger, prefix_tokens=0) if name == "vit" else family.build(merger)
+    model = family.build(merger, **family.fast)
     monkeypatch.setattr(pieces, "PIECE", 1 << 11)
     images, found = torch.randn(1, 3, 37, 50), []
     for dtypes in ({}, door.DTYPES):

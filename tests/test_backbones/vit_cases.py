@@ -67,6 +67,7 @@ FAMILIES = {
         depth=lambda blocks: dict(depth=blocks, global_blocks=()),
         equal=dict(use_abs_pos=False, prefix_tokens=0),
         local=dict(use_abs_pos=False, global_blocks=()),
+        fast=dict(prefix_tokens=0),
         unread=dict(global_blocks=(0, 1, 3)),  # dense windows see zeros, as ViTDet's do
     )
 }

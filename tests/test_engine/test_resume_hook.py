@@ -3,8 +3,10 @@
 The model is a dropout layer and a weight: its loss tells every random number it was given.
 """
 
+import copy
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,3 +202,26 @@ def test_it_is_a_hook_of_mmdet() -> None:
     from mmdet.registry import HOOKS as MMDET_HOOKS
 
     assert MMDET_HOOKS.get("ExactResumeHook") is ExactResumeHook
+
+
+def test_moments_of_numbers_that_had_no_dimension():
+    """A checkpoint of release 0.1.0: what an optimizer kept of them fits the parameters of now."""
+    old = [torch.nn.Parameter(torch.ones(shape)) for shape in ((), (2, 3), ())]
+    new = [torch.nn.Parameter(torch.ones(shape)) for shape in ((1,), (2, 3), ())]
+    before, after = (torch.optim.AdamW(parameters, lr=0.1) for parameters in (old, new))
+    sum(p.square().sum() for p in old).backward()
+    before.step()
+    checkpoint = dict(optimizer=copy.deepcopy(before.state_dict()))
+    runner = SimpleNamespace(optim_wrapper=SimpleNamespace(optimizer=after))
+    ExactResumeHook().after_load_checkpoint(runner, checkpoint)
+    after.load_state_dict(checkpoint["optimizer"])
+    for one, other in zip(old, new):
+        other.data.copy_(one.data.reshape(other.shape))
+        other.grad = torch.ones_like(other)
+        one.grad = torch.ones_like(one)
+    before.step()
+    after.step()
+    for one, other in zip(old, new):
+        assert torch.equal(one.data.reshape(other.shape), other.data)
+        assert after.state[other]["exp_avg"].shape == other.shape
+        assert after.state[other]["step"].ndim == 0

@@ -1,8 +1,5 @@
 """The step that LTM computes from the bound: against the formulas, and that it lowers the bound."""
 
-import copy
-import math
-import re
 from functools import partial
 from typing import NamedTuple
 
@@ -12,38 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from ltm_det.ib import IBStatistics, assign, bound, bound_gradient, class_cost, class_posterior
-from ltm_det.merging import LTM, BottleneckStep, Pool
+from ltm_det.ib import assign, bound, bound_gradient, class_cost, class_posterior
+from ltm_det.merging import BottleneckStep, Pool
 from ltm_det.merging.ltm import MASKS, SHARE_FLOOR
 from tests.test_ib.oracle import assign_oracle, cost_oracle, gradient_oracle, posterior_oracle
+from tests.test_merging.bottleneck_cases import DIM, PaperLTM, build, randomise
+from tests.test_merging.ltm_cases import cut
 from tests.test_merging.oracle import area_shares, ltm_oracle
 
-DIM = 5
 DRAWS = 120
-PaperLTM = partial(LTM, affinity=0, detail=0)  # the step alone
-
-
-def randomise(step: BottleneckStep, rate: float = 0.3) -> BottleneckStep:
-    for parameter in step.parameters():
-        torch.nn.init.normal_(parameter)
-    step.rate.data.fill_(rate)
-    return step
-
-
-def build(window, tokens, rate=0.3, dim=DIM, clusters=6, classes=3, **options) -> LTM:
-    """A mask module far from where it starts, in evaluation mode."""
-    options = dict(clusters=clusters, classes=classes, update="gradient") | options
-    ltm = PaperLTM(dim, window, tokens, **options).eval()
-    randomise(ltm.step, rate)
-    if ltm.initial_logits is not None:
-        torch.nn.init.normal_(ltm.initial_logits)
-    return ltm
-
-
-def cut(window, rows, columns):
-    """(N,): False beyond so many real rows and columns."""
-    at = torch.arange(window)
-    return ((at[:, None] < rows) & (at < columns)).flatten()
 
 
 def layer_norm(x: Tensor) -> Tensor:
@@ -292,147 +266,11 @@ def test_tokens_without_direction_take_no_step(rate):
     assert all(p.grad.isfinite().all() for p in [x, *ltm.parameters()])
 
 
-def test_set_bottleneck():
-    step = BottleneckStep(DIM, clusters=4, classes=3)
-    centroids, q = torch.randn(4, DIM), torch.rand(3, 4).softmax(-1)
-    prior = torch.tensor([0.5, 0.3, 0.2])
-    given = [t.clone() for t in (centroids, q, prior)]
-    step.rate.data.fill_(0.7)
-    step.set_bottleneck(centroids, q, prior, step.beta)
-    for t in (centroids, q, prior):
-        t.zero_()  # it has copies
-    torch.testing.assert_close(step.centroids.data, given[0])
-    torch.testing.assert_close(step.log_q.softmax(-1), given[1])
-    torch.testing.assert_close(step.log_prior.softmax(-1), given[2])
-    assert step.rate.item() == 0.7 and all(p.requires_grad and p.is_leaf for p in step.parameters())
-
-
-def test_set_bottleneck_takes_float64_statistics():
-    """As IBStatistics has them: an absent class, and clusters never seen."""
-    step = BottleneckStep(DIM, clusters=4, classes=3).float()
-    statistics = IBStatistics(4, 2, 3)
-    out = torch.eye(4)[torch.zeros(5, dtype=torch.long)]
-    statistics.update(out, torch.rand(5, 2).softmax(-1), torch.tensor([0, 0, 2, 2, 2]))
-    step.set_bottleneck(
-        torch.randn(4, DIM), statistics.class_conditional(), statistics.prior(), step.beta
-    )
-    step.rate.data.fill_(1.0)
-    u = step(torch.randn(2, 9, DIM).float(), torch.rand(2, 9, 3).float())
-    assert u.isfinite().all() and step.log_q.dtype == torch.float32
-
-
-@pytest.mark.parametrize("wrong", ["clusters", "classes", "channels", "q", "prior"])
-def test_set_bottleneck_of_other_sizes(wrong):
-    step = BottleneckStep(DIM, clusters=4, classes=3)
-    k, y, c = 4 + (wrong == "clusters"), 3 + (wrong == "classes"), DIM + (wrong == "channels")
-    q = torch.rand(y, k + (wrong == "q")).softmax(-1)
-    prior = torch.ones(1 if wrong == "prior" else y)
-    before = {name: value.clone() for name, value in step.state_dict().items()}
-    message = (
-        f"update='gradient' has clusters=4, classes=3 in {DIM} channels, but was given {k} "
-        f"clusters, {y} classes in {c} channels (Q is {tuple(q.shape)}, the prior "
-        f"{tuple(prior.shape)}): set the merger's clusters and classes to these"
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        step.set_bottleneck(torch.randn(k, c), q, prior, step.beta)
-    assert all(torch.equal(value, before[name]) for name, value in step.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (dict(clusters=1), "clusters must be a whole number from 2 on, got 1"),
-        (dict(clusters=8.0), "clusters must be a whole number from 2 on, got 8.0"),
-        (dict(classes=0), "classes must be a whole number from 2 on, got 0"),
-        (dict(classes="80"), "classes must be a whole number from 2 on, got '80'"),
-        *(
-            (dict(beta=beta), f"beta must be finite and above 0, got {beta}")
-            for beta in (0, -1.0, math.inf, math.nan)
-        ),
-    ],
-    ids=str,
-)
-def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        PaperLTM(DIM, 7, 25, update="gradient", **options)
-
-
-def test_what_is_saved():
-    own = {f"step.{name}" for name in ("centroids", "log_q", "log_prior", "rate")}
-    assert set(PaperLTM(DIM, 5, 9, update="gradient").state_dict()) == own | {"initial_logits"}
-    assert set(PaperLTM(DIM, 5, 9, chained=True, update="gradient").state_dict()) == own
-
-
-def test_repr():
-    text = repr(PaperLTM(DIM, 7, 25, update="gradient", clusters=8, classes=3, beta=2.5))
-    assert "update=gradient" in text and "clusters=8, classes=3, beta=2.5" in text
-
-
-@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
-def test_autocast_leaves_the_step_alone(low):
-    step = randomise(BottleneckStep(16, clusters=8, classes=3)).float()
-    z, mask = torch.randn(2, 9, 16).float(), torch.rand(2, 9, 4).float()
-    expected = step(z, mask)
-    with torch.autocast("cpu", low):
-        u = step(z, mask)
-    assert u.dtype == torch.float32 and torch.equal(u, expected)
-
-
-@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(low):
-    step = randomise(BottleneckStep(16, clusters=8, classes=3)).to(low)
-    wide = copy.deepcopy(step).float()
-    z, mask = torch.randn(2, 9, 16).to(low), torch.rand(2, 9, 4).float()
-    u = step(z, mask)
-    assert u.dtype == low
-    torch.testing.assert_close(u, wide(z.float(), mask).to(low))
-
-
-@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
-def test_ltm_under_autocast_is_close_to_float32(low):
-    ltm = build(7, 25, rate=0.1).float()
-    x = torch.randn(4, 49, DIM).float()
-    one, expected = ltm(x)
-    with torch.autocast("cpu", low):
-        two, logits = ltm(x)
-        merged = two.merge(x)
-    assert logits.dtype == merged.dtype == torch.float32
-    error = (logits - expected).abs().max() / (expected - ltm.initial_logits).abs().max()
-    assert error < 0.02
-    logits.square().sum().backward()
-    assert all(p.grad.isfinite().all() for p in ltm.parameters())
-
-
 def test_shapes_without_numbers():
     """Multiply-adds are counted on the meta device, which knows no autocast."""
     x = torch.empty(2, 49, DIM, device="meta")
     merging, logits = PaperLTM(DIM, 7, 25, update="gradient").to("meta")(x)
     assert logits.shape == (2, 49, 25) and merging.merge(x).shape == (2, 25, DIM)
-
-
-def test_set_bottleneck_of_another_beta():
-    step = BottleneckStep(DIM, clusters=4, classes=3, beta=10.0)
-    given = torch.randn(4, DIM), torch.full((3, 4), 0.25), torch.full((3,), 1 / 3)
-    with pytest.raises(
-        ValueError, match=r"beta=10.0, but Q was counted with beta=5.0: set the mer"
-    ):
-        step.set_bottleneck(*given, 5.0)
-
-
-@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16, None])
-@pytest.mark.parametrize("below", [11.0, 14.0, 40.0, 100.0])
-def test_a_merged_token_of_next_to_nothing(low, below):
-    """Its gradient goes with 1 / m; the step and what comes back through it stay finite."""
-    ltm = PaperLTM(DIM, 7, 25, update="gradient", clusters=8, classes=4).float()
-    ltm.step.rate.data.fill_(1.0)
-    ltm.initial_logits.data[:, 3] = ltm.initial_logits.data.min() - below
-    x = torch.randn(4, 49, DIM, dtype=torch.float32, requires_grad=True)
-    with torch.autocast("cpu", low or torch.bfloat16, enabled=low is not None):
-        merging, logits = ltm(x)
-        back = merging.unmerge(merging.merge(x))
-    back.square().sum().backward()
-    assert logits.isfinite().all() and back.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in [x, *ltm.parameters()])
 
 
 def test_a_large_step_keeps_its_direction():
