@@ -20,6 +20,7 @@ import sys
 
 class Without:
     def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)  # packages' metadata
     def find_spec(self, name, *args):
         return None if name.partition('.')[0] in {hidden!r} else self.finder.find_spec(name, *args)
 

@@ -54,8 +54,11 @@ def _pool(count: int, process: int) -> ThreadPoolExecutor:
 
 def spread() -> bool:
     """Whether pieces go to several threads; otherwise their operators may."""
-    alone = torch.get_num_threads() == 1 or getattr(_here, "working", False)
-    return not alone and _libtorch() is not None
+    count = torch.get_num_threads()
+    if count == 1 or getattr(_here, "working", False) or _libtorch() is None:
+        return False
+    # a thread that OMP_PROC_BIND bound to a core would hand that down to all
+    return not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) >= count
 
 
 def shared(count: int) -> int:

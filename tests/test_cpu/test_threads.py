@@ -12,9 +12,10 @@ pytestmark = pytest.mark.skipif(threads._libtorch() is None, reason="torch is bu
 
 
 @pytest.fixture(autouse=True)
-def three_threads():
+def three_threads(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)), raising=False)
     yield
     torch.set_num_threads(before)
 
@@ -57,6 +58,13 @@ def test_one_thread_is_the_callers():
     torch.set_num_threads(1)
     assert set(threads.each(lambda _: threading.get_ident(), 5)) == {threading.get_ident()}
     assert threads.shared(5) == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_a_thread_that_is_bound_to_a_core_keeps_all(monkeypatch):
+    """As OMP_PROC_BIND binds the first: the others would share its core."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert set(threads.each(lambda _: threading.get_ident(), 5)) == {threading.get_ident()}
 
 
 def test_pieces_inside_a_piece_stay_on_its_thread():

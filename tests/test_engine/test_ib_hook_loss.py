@@ -133,7 +133,7 @@ def test_under_amp_the_bound_is_in_float32(root, tmp_path):
     assert list(losses) == LOSSES
     for name, value in losses.items():
         assert value.dtype == torch.float32 and value.isfinite()
-        assert value.item() == pytest.approx(exact[name], rel=0.1)
+        assert value.item() == pytest.approx(exact[name], rel=0.3)
         assert value.item() != exact[name]  # half precision was on
     assert all(x.dtype == torch.float32 for x in features)
     sum(losses.values()).backward()

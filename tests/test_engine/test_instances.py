@@ -88,7 +88,8 @@ def test_background_is_clear_of_instances_and_inside(seed):
     assert len(drawn) == 6 and len(drawn.unique(dim=0)) == 6
     for box in drawn.tolist():
         assert 0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height
-        assert max(overlap(box, other) for other in boxes.tolist()) <= 0.1
+        shares = [overlap(box, other) for other in boxes.tolist()]
+        assert max(shares) <= 0.1 + 1e-6  # they are held to it in float32
         size = torch.tensor([box[2] - box[0], box[3] - box[1]])
         assert ((boxes[:, 2:] - boxes[:, :2] - size).abs().amax(1) < 1e-4).any()
 
