@@ -118,8 +118,9 @@ def test_flops_commands(command: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if "memory.py" in c])
 def test_memory_command(command: str) -> None:
-    """On smaller images, once."""
-    done = run(f"{command} --sides 128 --repeats 1")
+    """On a smaller model and images, once."""
+    small = "--sides 128 --repeats 1 --cfg-options model.backbone.depth=3"
+    done = run(f"{command} {small}")
     assert done.returncode == 0, done.stderr
     assert "128" in done.stdout and "train" in done.stdout
 
@@ -127,8 +128,9 @@ def test_memory_command(command: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if "benchmark.py" in c])
 def test_benchmark_commands(command: str, tmp_path: Path) -> None:
-    """On small models and images, once; compiling is slow, and tested where the forms are."""
-    small = re.sub(r" --shape \d+ \d+| compiled| frozen", "", command)
+    """On small models and images, once; compiling and exporting are slow, and tested where the
+    forms are, so that one exported form is enough."""
+    small = re.sub(r" --shape \d+ \d+| compiled| frozen| onnxruntime| openvino_bfloat16", "", command)
     sizes = "depths=[1,1,2,1]" if "swin" in command else "depth=3 model.backbone.embed_dims=96"
     done = run(
         f"{small} --shape 64 64 --rounds 1 --warm-up 0 --threads 1 --json {tmp_path}/times.json "

@@ -8,6 +8,7 @@ from ltm_det.merging import MERGERS
 from tests.test_backbones.swin_cases import ONE_STAGE, build
 
 TINY = dict(ONE_STAGE, depths=(3,), num_heads=(2,))  # padded, shifted and merged all the same
+TINIEST = dict(TINY, depths=(2,))  # for a compiler that takes long: the second block shifts, merged
 IMAGES = torch.randn(1, 3, 34, 50)
 
 
@@ -85,13 +86,13 @@ def test_sizes_that_are_no_multiple_of_the_patch():
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_inductor(train):
-    model = build(dict(type="LTM"), sizes=TINY)
+    model = build(dict(type="LTM"), sizes=TINIEST)
     assert_same(model, one_graph(model, "inductor"), IMAGES, train)
 
 
 @pytest.mark.slow
 def test_inductor_for_all_sizes():
-    model = build(dict(type="LTM"), sizes=TINY)
+    model = build(dict(type="LTM"), sizes=TINIEST)
     compiled = one_graph(model, "inductor", dynamic=True)
     for height, width in ((36, 52), (44, 60)):
         assert_same(model, compiled, torch.randn(2, 3, height, width), train=False)
