@@ -53,6 +53,7 @@ setup(
             "pytest-xdist>=3",
             "ruff==0.17.*",
             "mypy==2.4.*",
+            "peft>=0.15,<1",
             "pre-commit",
             "tensorboard",
             *DEPLOY,

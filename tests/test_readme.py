@@ -130,7 +130,9 @@ def test_memory_command(command: str) -> None:
 def test_benchmark_commands(command: str, tmp_path: Path) -> None:
     """On small models and images, once; compiling and exporting are slow, and tested where the
     forms are, so that one exported form is enough."""
-    small = re.sub(r" --shape \d+ \d+| compiled| frozen| onnxruntime| openvino_bfloat16", "", command)
+    small = re.sub(
+        r" --shape \d+ \d+| compiled| frozen| onnxruntime| openvino_bfloat16", "", command
+    )
     sizes = "depths=[1,1,2,1]" if "swin" in command else "depth=3 model.backbone.embed_dims=96"
     done = run(
         f"{small} --shape 64 64 --rounds 1 --warm-up 0 --threads 1 --json {tmp_path}/times.json "

@@ -21,6 +21,7 @@ from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 import ltm_det  # noqa: F401  first: it makes mmdet's models importable
 
 # isort: split
+from ltm_det.backbones.vit.layers import LTMViTBlock
 from tests.test_backbones.conftest import FAMILIES
 
 RANKS = 2
@@ -43,7 +44,7 @@ def shard(model: nn.Module, version: str) -> nn.Module:
     for module in model.modules():
         if is_unit(module):
             fully_shard(module, mesh=mesh)
-            if hasattr(module, "cues"):  # which the backbone calls, for mergers that read them
+            if isinstance(module, LTMViTBlock):  # the backbone reads them for a merger
                 register_fsdp_forward_method(module, "cues")
     return fully_shard(model, mesh=mesh)
 
