@@ -13,6 +13,8 @@ BENCH_DIR := work_dirs/bench
 
 # Files of tests that run at once.
 TEST_JOBS ?= 2
+# Such as TEST_ARGS="-m 'not slow'".
+TEST_ARGS ?=
 
 .DELETE_ON_ERROR:
 .PHONY: install demo bench test lint
@@ -45,7 +47,7 @@ bench: install
 	@echo "The figures are in $(BENCH_DIR)/bench.json, the picture is $(BENCH_DIR)/bench.png"
 
 test: install
-	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
+	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(TEST_ARGS)
 
 lint: install
 	$(PY) -m ruff check .
