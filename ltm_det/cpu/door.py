@@ -24,7 +24,7 @@ KNOWN = {
     "torch.nn.modules": "Conv2d Dropout GELU Identity LayerNorm Linear ModuleList Sequential",
     "mmcv.cnn.bricks": "AdaptivePadding DropPath FFN Linear PatchEmbed",
     "mmengine.model": "ModuleList Sequential",
-    "mmdet.models.layers": "AdaptivePadding PatchEmbed PatchMerging",
+    "mmdet.models.layers": "AdaptivePadding PatchEmbed",
     "timm.layers": "DropPath LayerScale Mlp",
 }
 OURS = "ltm_det."

@@ -1,4 +1,4 @@
-"""How LTMSwin runs on the CPU: the executors of its blocks, patch embedding and patch merging.
+"""How LTMSwin runs on the CPU: the executors of its blocks.
 
 Shapes: B images, W windows, V = B * W, N tokens in a window, C channels, nH heads, P kept tokens.
 """

@@ -6,7 +6,7 @@ Shapes: ``*`` any leading dimensions, nH heads, N queries, M keys, D = C / nH.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from ltm_det.cpu.door import watched
 
 
 def attend(
@@ -17,7 +17,7 @@ def attend(
     Fused where ``drop`` is torch's dropout and nobody watches it; otherwise it is called with the
     weights (*, nH, N, M).
     """
-    if type(drop) is nn.Dropout and not any(getattr(drop, hooks) for hooks in HOOKS):
+    if type(drop) is nn.Dropout and not watched(drop):
         dropout = drop.p if drop.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
     logits = scale * q @ k.transpose(-1, -2)

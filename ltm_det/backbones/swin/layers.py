@@ -61,7 +61,7 @@ class WindowAttention(BaseModule):
             mask = mask.expand(b, w, -1, -1).flatten(0, 1)
         if bias is not None:
             bias = bias.expand(b, w, -1, -1, -1).flatten(0, 1)
-        if bias is None:
+        else:
             bias = self.position_bias()[None]
             if mask is not None:
                 bias = bias + mask.repeat(b if shared else 1, 1, 1)[:, None]
