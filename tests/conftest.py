@@ -12,6 +12,7 @@ import torch
 import ltm_det  # noqa: F401  first of all: without it, mmdet's models cannot be imported
 
 # isort: split
+from mmengine.device import utils as device
 from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +28,16 @@ class Without:
 sys.meta_path = [Without(finder) for finder in sys.meta_path]
 """
 
-torch.set_num_threads(1)  # the order of sums, and so the last digits, would depend on the machine
+# The order of sums, and so the last digits, would depend on the machine: runs are one CPU thread's,
+# also where there is a GPU. Tests marked `gpu` ask for it by name.
+torch.set_num_threads(1)
+device.DEVICE = "cpu"
+
+# Processes that tests start have a thread each, as other tests run beside them, and need not wait
+# for transformers.
+HIDDEN = str(Path(__file__).parent / "hidden")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HIDDEN, os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +55,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess]:
     def run(code: str, hidden: Sequence[str] = (), path: Sequence[Path] = ()):
         return subprocess.run(
             [sys.executable, "-c", HIDE.format(hidden=tuple(hidden)) + code],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT, HIDDEN]))},
             capture_output=True,
             text=True,
         )

@@ -1,9 +1,12 @@
 """Every command and config that the README names: it exists, and does what the README says."""
 
+import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,17 +37,36 @@ def commands() -> list[str]:
     return [" ".join(shlex.split(line, comments=True)) for line in lines if line.strip()]
 
 
-def run(command: str) -> subprocess.CompletedProcess:
-    """Runs a command from the repository's root, distributed ones on one process."""
-    words = shlex.split(command)
-    while "=" in words[0]:  # NNODES=2 and its like: other machines are not to be had here
-        words = words[1:]
-    if words[0].endswith(".sh"):
-        words = ["1" if word == "8" else word for word in words]
-        words = ["env", f"PYTHON={sys.executable}", *words]
-    elif words[0] == "python":
-        words[0] = sys.executable
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> Callable[[str], subprocess.CompletedProcess]:
+    """Runs a command from the repository's root: Python's in this process, which spares the
+    imports, a shell's distributed ones on one process."""
+
+    def inside(words: list[str]) -> int:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.setenv("LOCAL_RANK", os.environ.get("LOCAL_RANK", "0"))
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as stop:
+            return stop.code or 0
+        return 0
+
+    def run(command: str) -> subprocess.CompletedProcess:
+        words = shlex.split(command)
+        while "=" in words[0]:  # NNODES=2 and its like: other machines are not to be had here
+            words = words[1:]
+        if words[0] == "python":
+            code = inside(words[1:])
+            return subprocess.CompletedProcess(words, code, *capfd.readouterr())
+        if words[0].endswith(".sh"):
+            words = ["1" if word == "8" else word for word in words]
+            words = ["env", f"PYTHON={sys.executable}", *words]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+
+    return run
 
 
 def test_every_named_path_exists() -> None:
@@ -100,7 +122,7 @@ def test_a_file_in_the_backbones_place(tmp_path: Path) -> None:
 
 @pytest.mark.skipif((ROOT / "work_dirs/demo").exists(), reason="the demo was run: these would work")
 @pytest.mark.parametrize("command", [c for c in commands() if "work_dirs/demo" in c])
-def test_commands_on_the_demo_say_that_it_comes_first(command: str) -> None:
+def test_commands_on_the_demo_say_that_it_comes_first(run: Callable, command: str) -> None:
     """What they do after it, the tools' own tests show."""
     done = run(command)
     assert done.returncode == 2
@@ -108,7 +130,7 @@ def test_commands_on_the_demo_say_that_it_comes_first(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "flops.py" in c])
-def test_flops_commands(command: str) -> None:
+def test_flops_commands(run: Callable, command: str) -> None:
     done = run(command)
     assert done.returncode == 0, done.stderr
     dense = "467.66" if "vit" in command else "187.6"
@@ -117,7 +139,7 @@ def test_flops_commands(command: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if "memory.py" in c])
-def test_memory_command(command: str) -> None:
+def test_memory_command(run: Callable, command: str) -> None:
     """On a smaller model and images, once."""
     small = "--sides 128 --repeats 1 --cfg-options model.backbone.depth=3"
     done = run(f"{command} {small}")
@@ -127,7 +149,7 @@ def test_memory_command(command: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if "benchmark.py" in c])
-def test_benchmark_commands(command: str, tmp_path: Path) -> None:
+def test_benchmark_commands(run: Callable, command: str, tmp_path: Path) -> None:
     """On small models and images, once; compiling and exporting are slow, and tested where the
     forms are, so that one exported form is enough."""
     small = re.sub(
@@ -145,7 +167,7 @@ def test_benchmark_commands(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "export.py" in c])
-def test_export_commands_say_that_a_checkpoint_comes_first(command: str) -> None:
+def test_export_commands_say_that_a_checkpoint_comes_first(run: Callable, command: str) -> None:
     """What they do with one, the tool's own tests show."""
     done = run(command)
     assert done.returncode == 2
@@ -159,7 +181,9 @@ def test_export_commands_say_that_a_checkpoint_comes_first(command: str) -> None
 @pytest.mark.parametrize(
     "command", [c for c in commands() if "work_dirs/dense" in c or "compare" in c]
 )
-def test_commands_on_a_dense_demo_say_what_comes_first(command: str, tmp_path: Path) -> None:
+def test_commands_on_a_dense_demo_say_what_comes_first(
+    run: Callable, command: str, tmp_path: Path
+) -> None:
     """Training, converting, searching and comparing: what they do, the tools' own tests show. The
     comparison in results/ is complete, so one from its start is asked for."""
     done = run(command + f" --out {tmp_path}/compare.csv" * ("compare.py" in command))
@@ -179,7 +203,7 @@ def test_commands_on_a_dense_demo_say_what_comes_first(command: str, tmp_path: P
         if re.search(r"(train|test)\.(py|sh)", c) and "work_dirs/dense" not in c
     ],
 )
-def test_coco_commands_say_where_coco_belongs(command: str) -> None:
+def test_coco_commands_say_where_coco_belongs(run: Callable, command: str) -> None:
     """Without COCO or a checkpoint, each stops with the remedy; what runs with them, other tests
     show on demo data and tiny data."""
     done = run(command)

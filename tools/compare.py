@@ -214,9 +214,9 @@ def compare(args: argparse.Namespace) -> int:
     todo = plan(cells, rows, args.work_dir)
     there = sum(cell.key in rows for cell in cells)
     print(f"{len(cells)} cells, {there} are in {args.out}, {len(todo)} runs to do", flush=True)
-    gmacs = check(todo, backbones)
     for name in {cell.backbone for cell in todo}:
         check_data(model_config(backbones[name], None), "train", "val", "test")
+    gmacs = check(todo, backbones)
     settings = dict(jobs=args.jobs, commit=commit())  # before OUT itself differs from the commit
     order = {cell.key: number for number, cell in enumerate(cells)}
 

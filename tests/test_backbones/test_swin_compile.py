@@ -61,11 +61,17 @@ def test_one_graph_of_every_merger_with_gradients(merger, scope):
     assert_same(model, one_graph(model, dynamic=False), IMAGES, train=True)
 
 
-@pytest.mark.parametrize("merger", [None, *sorted(MERGERS)])
+@pytest.mark.parametrize(
+    "merger",
+    [
+        pytest.param(merger, marks=[pytest.mark.slow] * (merger not in (None, "LTM", "ToMe")))
+        for merger in [None, *sorted(MERGERS)]
+    ],
+)
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_one_graph_for_all_sizes(merger, train):
     """Compiled once; padded windows on one side, on both, on none."""
-    model = build(None if merger is None else dict(type=merger), sizes=TINY)
+    model = build(None if merger is None else dict(type=merger), sizes=TINIEST)
     graphs = CompileCounter()
     compiled = one_graph(model, graphs, dynamic=True)
     for height, width in ((36, 52), (32, 100), (64, 64), (28, 64)):
@@ -75,7 +81,7 @@ def test_one_graph_for_all_sizes(merger, train):
 
 def test_sizes_that_are_no_multiple_of_the_patch():
     """mmdet's patch embedding pads them, in a graph of their own."""
-    model = build(dict(type="LTM"), sizes=TINY)
+    model = build(dict(type="LTM"), sizes=TINIEST)
     graphs = CompileCounter()
     compiled = one_graph(model, graphs, dynamic=True)
     for height, width in ((34, 50), (45, 61), (50, 33)):

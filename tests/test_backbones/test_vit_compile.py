@@ -24,6 +24,10 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+# block 0 is global, block 1 attends in windows; block 3 is global and merged
+SMALL = dict(depth=2, global_blocks=(0,))
+
+
 @pytest.fixture(params=MERGERS)
 def model(request):
     return build(MERGERS[request.param], depth=4)
@@ -56,7 +60,7 @@ def test_one_graph(model, training):
     "merger, training",
     [
         ("dense", True),
-        ("ToMe", False),
+        pytest.param("ToMe", False, marks=pytest.mark.slow),
         pytest.param("LTM", False, marks=pytest.mark.slow),
         pytest.param("LTM", True, marks=pytest.mark.slow),
     ],
@@ -74,6 +78,6 @@ def test_one_graph_for_all_sizes(merger, training):
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_inductor(training):
-    model = build(MERGERS["LTM"], depth=4)
+    model = build(MERGERS["LTM"], **SMALL)
     compiled = torch.compile(model, fullgraph=True, dynamic=False)
     assert_the_same(model, compiled, SIZES[0], training)

@@ -18,6 +18,8 @@ from mmengine.optim import build_optim_wrapper
 # them are '#', and stand beside the name, a group for each tensor.
 NAMES = json.loads((Path(__file__).parent / "parameter_names.json").read_text())
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+# What takes long: the larger sizes, and Cascades of other sizes than the demo's.
+LARGE = re.compile(r"_[bl]_|_s_cascade|_t_cascade")
 
 
 def build(config: Config) -> torch.nn.Module:
@@ -56,7 +58,14 @@ def frozen_names(config: str) -> dict[str, str]:
     return group["names"]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * bool(LARGE.search(path.stem)))
+        for path in CONFIGS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_config_trains_and_predicts(path: Path) -> None:
     config = Config.fromfile(path)
     model = build(config)

@@ -150,6 +150,7 @@ def test_what_is_no_spec_is_named(tmp_path: Path) -> None:
         load(tmp_path, "")
 
 
+@pytest.mark.slow
 def test_the_demos_spec_is_one_and_its_models_are_counted() -> None:
     backbones, cells = load_spec(ROOT / "tools/compare_demo.yaml")
     assert {cell.mode for cell in cells} == {"train", "finetune", "convert", "calibrate"}

@@ -94,7 +94,7 @@ class LTMSwinStage(BaseModule):
         grid = WindowGrid(*hw, self.window)
         x, state = grid.partition(x), None
         for span in self.spans:
-            blocks = self.blocks[span.start : span.stop]
+            blocks = [self.blocks[i] for i in range(span.start, span.stop)]
             if span.side == self.window:
                 for block in blocks:
                     x, state = call(block, x, grid, state)
