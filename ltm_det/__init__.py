@@ -15,4 +15,4 @@ if find_spec("mmdet") is not None:
     compat.apply()  # before anything of mmdet: its models need `mmcv._ext`
 
     # For their side effect: they register with mmdet.
-    from ltm_det import backbones, deploy, engine, necks  # noqa: F401
+    from ltm_det import backbones, deploy, detectors, engine, necks  # noqa: F401

@@ -16,7 +16,7 @@ LAYERS = (
     ("compat", "ib"),
     ("merging",),
     ("cpu",),
-    ("backbones", "necks"),
+    ("backbones", "necks", "detectors"),
     ("engine", "datasets", "deploy"),
     ("measure",),
     ("conversion",),

@@ -5,6 +5,7 @@ A row is a model in one form and format at one place: size, batch, mode and load
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -106,6 +107,59 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
         if key in row
     ]
     return "\n".join([aligned(table), *notes])
+
+
+def with_peaks(
+    rows: list[dict[str, Any]],
+    peaks: Mapping[tuple[str, str], int | str],
+    macs: Mapping[str, int],
+    models: Sequence[str],
+    dtypes: Sequence[str],
+    base: Entry,
+) -> list[dict[str, Any]]:
+    """The rows with the peak memory of those in eager form, which are added where they lack.
+
+    ``peaks`` has bytes by model and format, or why there are none.
+    """
+    eager = {(row["model"], row["dtype"]): row for row in rows if row["how"] == "eager"}
+    for name, dtype in product(models, dtypes):
+        row = eager.get((name, dtype))
+        if row is None:
+            row = dict(Entry(name, "eager", dtype)._asdict(), gmacs=macs[name] / 1e9)
+            row["gmacs_ratio"] = macs[name] / macs[base.model]
+            rows.append(row)
+        peak = peaks[name, dtype]
+        if isinstance(peak, str):
+            row["peak_failure"] = peak
+        else:
+            row |= dict(peak_bytes=peak, peak_ratio=peak / max(peaks[base.model, base.dtype], 1))
+    return rows
+
+
+def detector_rows(found: Mapping[str, Mapping[str, Any]], base: str) -> list[dict[str, Any]]:
+    """Of one place, by :func:`ltm_det.measure.detectors.time_detectors`, a row a detector."""
+    times = ratios({name: own["seconds"] for name, own in found.items()}, base)
+    rows = []
+    for name, own in found.items():
+        row = dict(model=name, how="eager", median_ms=1e3 * median(own["seconds"]))
+        row |= dict(ratio=times[name].median, quartiles=times[name][1:])
+        rows.append(row | dict(own))
+    return rows
+
+
+def detector_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Detectors side by side: the whole, its ratio to the base, and the milliseconds of parts."""
+    parts = list(dict.fromkeys(part for row in rows for part in row["parts"]))
+    table = [["", *(row["model"] for row in rows)]]
+    table.append(["median ms", *(f"{row['median_ms']:.1f}" for row in rows)])
+    table.append(["of base", *(f"{row['ratio']:.3f}" for row in rows)])
+    table.append(["quartiles", *("{:.3f} to {:.3f}".format(*row["quartiles"]) for row in rows)])
+    for part in parts:
+        cells = (1e3 * row["parts"].get(part, 0) for row in rows)
+        table.append([part, *(f"{cell:.1f}" for cell in cells)])
+    for count in ("proposals", "objects"):
+        table.append([count, *(str(row[count]) for row in rows)])
+    return aligned(table)
 
 
 def name_of(entry: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> str:

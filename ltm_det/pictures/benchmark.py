@@ -104,3 +104,45 @@ def against_pixels(
     axes.set(xlabel="megapixels", ylabel="ms")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="x-small")
+
+
+def draw_parts(rows: Sequence[Mapping[str, Any]], title: str, out: Path) -> None:
+    """Writes a picture of detectors' times as bars stacked of their parts, a panel a place.
+
+    Args:
+        rows: See :func:`ltm_det.measure.benchmark_tables.detector_rows`, each with shape, batch,
+            dtype and load.
+        title: Of the whole.
+        out: Where to write it.
+    """
+    places = list(dict.fromkeys(place_of(row) for row in rows))
+    parts = list(dict.fromkeys(part for row in rows for part in row["parts"]))
+    figure = Figure((9, 1.2 + len(rows) * 0.5 + len(places) * 0.8), layout="constrained")
+    for axes, place in zip(figure.subplots(len(places), squeeze=False)[:, 0], places):
+        own = [row for row in rows if place_of(row) == place][::-1]
+        names, start = [row["model"] for row in own], [0.0] * len(own)
+        for number, part in enumerate(parts):
+            widths = [1e3 * row["parts"].get(part, 0.0) for row in own]
+            axes.barh(
+                names,
+                widths,
+                left=start,
+                label=part,
+                color=f"C{number % 10}",
+                hatch="//" if number >= 10 else None,
+            )
+            start = [a + b for a, b in zip(start, widths)]
+        for name, end, row in zip(names, start, own):
+            axes.text(end, name, f" {row['ratio']:.2f}", va="center")
+        axes.set_xlim(right=1.1 * max(start))
+        axes.set_xlabel(f"ms; {place}")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    figure.suptitle("\n".join(textwrap.wrap(title, 70)), fontsize=9)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+
+
+def place_of(row: Mapping[str, Any]) -> str:
+    return "{} x {}, batch {}, {}, load {}".format(
+        *row["shape"], row["batch"], row["dtype"], row["load"]
+    )

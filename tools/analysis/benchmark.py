@@ -1,4 +1,4 @@
-"""Times of a config's backbone and of its peers, all of the same weights, measured in turns.
+"""Times of a config's backbone or detector and of its peers, of the same weights, in turns.
 
 The models: 'dense' and 'merged' are the config's backbone without and with its merger, the name of
 a merger (ToMe, Pool, ...) is that one in the same places; 'mmdet', 'timm' and 'torchvision' are
@@ -9,6 +9,10 @@ medians, with the quartiles of the rounds' own ratios. The base of ratios is in 
 format named; 'same way' are ratios to the same model in the row's own. A load of N is N processes
 that each keep a CPU busy meanwhile. Peak memory is that of ltm_det.measure.memory: what a pass adds
 to the loaded model, eager, in a process of its own, without load.
+
+With --part detector whole detectors take turns, from images to boxes and pasted masks, eager: the
+peer's backbone with mmdet's heads, ours with fast ones, and ours with mmdet's ('dense+mmdet'). The
+threshold of scores is put where the base finds --objects on the first image.
 """
 
 import argparse
@@ -35,6 +39,7 @@ from ltm_det.measure.benchmark import (  # noqa: E402
     Entry,
     time_entries,
 )
+from ltm_det.measure.benchmark_detectors import measure_detectors  # noqa: E402
 from ltm_det.measure.benchmark_models import (  # noqa: E402
     DENSE,
     MERGED,
@@ -45,19 +50,40 @@ from ltm_det.measure.benchmark_models import (  # noqa: E402
     model_config,
     our_type,
 )
-from ltm_det.measure.benchmark_tables import as_table, exponents, name_of, rows_of  # noqa: E402
+from ltm_det.measure.benchmark_tables import (  # noqa: E402
+    as_table,
+    exponents,
+    name_of,
+    rows_of,
+    with_peaks,
+)
 from ltm_det.measure.flops import count_backbone  # noqa: E402
 from ltm_det.measure.load import LoadError  # noqa: E402
 from ltm_det.measure.machine import machine  # noqa: E402
 from ltm_det.measure.memory import MemoryUnknownError, peak_memory  # noqa: E402
 from ltm_det.measure.precision import DTYPES  # noqa: E402
-from ltm_det.pictures.benchmark import draw  # noqa: E402
+from ltm_det.pictures.benchmark import draw, draw_parts  # noqa: E402
 from ltm_det.studies.runs import commit  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="config file of a detector")
+    parser.add_argument(
+        "--part",
+        choices=["backbone", "detector"],
+        default="backbone",
+        help="of the config's detector (default: backbone)",
+    )
+    parser.add_argument(
+        "--checkpoint", help="of the detector, for --part detector (default: random weights)"
+    )
+    parser.add_argument(
+        "--objects",
+        type=int,
+        default=30,
+        help="that the base finds on the first image, for --part detector (default: 30)",
+    )
     parser.add_argument(
         "--models",
         nargs="+",
@@ -135,6 +161,13 @@ def parse() -> argparse.Namespace:
         parser.error(f"--device {args.device}: give cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: no CUDA device is visible; give --device cpu")
+    if args.part == "detector":
+        if args.mode != ["inference"] or args.how != ["eager"] or "bfloat16" in args.dtype:
+            parser.error("--part detector is timed in inference, eager, as float32 or amp")
+        if args.objects < 1:
+            parser.error("--objects must be at least 1")
+    elif args.checkpoint is not None:
+        parser.error("--checkpoint is for --part detector: a backbone's time has no need of one")
     if args.mode == ["memory"]:
         if args.plot is not None:
             parser.error("--plot draws times: give --mode inference or training too")
@@ -182,7 +215,7 @@ def measure(configs: dict[str, Config], args: argparse.Namespace) -> dict[str, A
             for load, own in times.items():
                 found = rows_of(entries, own, failures, macs, base) if modes else []
                 if peaks:
-                    found = with_peaks(found, peaks, macs, args)
+                    found = with_peaks(found, peaks, macs, args.models, args.dtype, base)
                 rows += [row | place | dict(load=load) for row in found]
                 print("\n{} x {}, batch {}, {}, load {}".format(*shape, batch, mode, load))
                 print(as_table(found), flush=True)
@@ -213,37 +246,16 @@ def peaks_of(
     return peaks
 
 
-def with_peaks(
-    rows: list[dict[str, Any]],
-    peaks: dict[tuple[str, str], int | str],
-    macs: dict[str, int],
-    args: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    """The rows with the peak memory of those in eager form, which are added where they lack."""
-    eager = {(row["model"], row["dtype"]): row for row in rows if row["how"] == "eager"}
-    for name, dtype in product(args.models, args.dtype):
-        row = eager.get((name, dtype))
-        if row is None:
-            row = dict(Entry(name, "eager", dtype)._asdict(), gmacs=macs[name] / 1e9)
-            row["gmacs_ratio"] = macs[name] / macs[args.base]
-            rows.append(row)
-        peak = peaks[name, dtype]
-        if isinstance(peak, str):
-            row["peak_failure"] = peak
-        else:
-            ratio = peak / max(peaks[args.base, args.dtype[0]], 1)
-            row |= dict(peak_bytes=peak, peak_ratio=ratio)
-    return rows
-
-
 def main() -> int:
     args = parse()
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads or before)
     try:
         cfg = preflight.load_config(args.config, args.cfg_options)
-        configs = configs_of(cfg, args)
-        result = measure(configs, args)
+        if args.part == "detector":
+            result = measure_detectors(cfg, args)
+        else:
+            result = measure(configs_of(cfg, args), args)
         place = machine(args.device)
     except (preflight.PreflightError, MemoryUnknownError, LoadError, ValueError) as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
@@ -265,7 +277,10 @@ def main() -> int:
         args.json.write_text(json.dumps(given | result, indent=2) + "\n")
     if args.plot is not None:
         title = f"{args.config}, base {args.base}; {title}"
-        draw(result["rows"], result["exponents"], title, args.plot)
+        if args.part == "detector":
+            draw_parts(result["rows"], title, args.plot)
+        else:
+            draw(result["rows"], result["exponents"], title, args.plot)
     return 0
 
 

@@ -1,0 +1,139 @@
+"""Convolutions of 3 x 3 on the CPU by Winograd's filtering, in pieces that stay in the cache.
+
+Of F(4 x 4, 3 x 3) in Lavin and Gray, arXiv 1509.09308: a tile of 4 x 4 results Y comes of 6 x 6
+inputs d and the kernel g as
+
+    Y = A^T [(G g G^T) * (B^T d B)] A,
+
+36 products for each pair of channels in the place of 144. Both sides of each transform make one
+matrix here, the Kronecker product of its two factors, and the products of a piece 36 matrix
+products. What rounding does is of the size of a direct convolution's.
+
+Shapes: B images, C and D channels, H x W pixels, T tiles in a piece.
+"""
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltm_det.cpu import pieces, threads
+
+SIDE, INPUT = 4, 6  # of a tile, of what it reads
+# Fewer tiles than this are done before the kernel is transformed.
+FEW_TILES = 64
+# Share of the tiles' area that has to lie on the map.
+FULL = 0.85
+# Of a matrix that is transformed, taken at a time.
+COLUMNS = 8192
+
+
+class Transforms(NamedTuple):
+    """Of inputs (36, 36), of kernels (36, 9), back to results (16, 36)."""
+
+    inputs: Tensor
+    kernel: Tensor
+    results: Tensor
+
+
+@cache
+def transforms() -> Transforms:
+    """In float64, as of the points 0, 1, -1, 2, -2 and infinity."""
+    inputs = [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+    kernel = [
+        [6, 0, 0],
+        [-4, -4, -4],
+        [-4, 4, -4],
+        [1, 2, 4],
+        [1, -2, 4],
+        [0, 0, 24],
+    ]  # times 1 / 24
+    results = [
+        [1, 1, 1, 1, 1, 0],
+        [0, 1, -1, 2, -2, 0],
+        [0, 1, 1, 4, 4, 0],
+        [0, 1, -1, 8, -8, 1],
+    ]
+    once = (torch.tensor(matrix, dtype=torch.float64) for matrix in (inputs, kernel, results))
+    of_inputs, of_kernel, of_results = (torch.kron(matrix, matrix) for matrix in once)
+    return Transforms(of_inputs, of_kernel / 24**2, of_results)
+
+
+def serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution of stride 1 and padding 1 had better go this way."""
+    images, _, height, width = x.shape
+    tiles = -(-height // SIDE) * -(-width // SIDE)
+    return (
+        weight.shape[2:] == (3, 3)
+        and weight.dtype == torch.float32
+        and min(weight.shape[:2]) >= 2 * INPUT  # else the transforms cost more than the products
+        and images * tiles >= FEW_TILES
+        and height * width >= FULL * tiles * SIDE**2
+    )
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.conv2d(x, weight, bias, padding=1)``, without gradients.
+
+    Args:
+        x: (B, C, H, W), fastest where channels come last in memory.
+        weight: (D, C, 3, 3).
+        bias: (D,) or None.
+
+    Returns:
+        (B, D, H, W), of which channels come last in memory.
+    """
+    (images, channels, height, width), out_channels = x.shape, len(weight)
+    rows, columns = -(-height // SIDE), -(-width // SIDE)
+    into, of_kernel, back = (matrix.to(x.dtype) for matrix in transforms())
+    kernel = of_kernel @ weight.permute(2, 3, 1, 0).reshape(9, -1)
+    kernel = kernel.view(INPUT**2, channels, out_channels)
+
+    bottom, right = SIDE * rows + 1 - height, SIDE * columns + 1 - width
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, bottom))
+    tiles = padded.unfold(1, INPUT, SIDE).unfold(2, INPUT, SIDE)  # (B, rows, columns, C, 6, 6)
+    tiles = tiles.permute(4, 5, 0, 1, 2, 3)
+    out = x.new_empty(images, SIDE * rows, SIDE * columns, out_channels)
+    target = out.view(images, rows, SIDE, columns, SIDE, out_channels).permute(2, 4, 0, 1, 3, 5)
+    size = max(1, pieces.PIECE // (INPUT**2 * max(channels, out_channels)))
+    spans = cuts(images, rows, columns, size)
+
+    def compute(i: int) -> None:
+        at = (slice(None), slice(None), *spans[i])
+        own = tiles[at]
+        y = transformed(into, own.reshape(INPUT**2, -1))  # (36, T * C)
+        y = torch.bmm(y.view(INPUT**2, -1, channels), kernel)  # (36, T, D)
+        y = transformed(back, y.view(INPUT**2, -1)).view(SIDE, SIDE, *own.shape[2:5], -1)
+        target[at] = y if bias is None else y.add_(bias)
+
+    threads.run(compute, len(spans))
+    return out[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def transformed(matrix: Tensor, x: Tensor) -> Tensor:
+    """matrix @ x, some columns at a time: BLAS is half as fast where there are many."""
+    out = x.new_empty(len(matrix), x.shape[1])
+    for start in range(0, x.shape[1], COLUMNS):
+        at = slice(start, start + COLUMNS)
+        torch.mm(matrix, x[:, at], out=out[:, at])
+    return out
+
+
+def cuts(images: int, rows: int, columns: int, size: int) -> list[tuple[slice, slice]]:
+    """Pieces of about ``size`` tiles: rows of tiles of an image, or whole images if small."""
+    if rows * columns >= size:
+        count = threads.shared(-(-rows * columns // size))
+        spans = pieces.cuts(rows, math.ceil(rows / min(count, rows)))
+        return [(slice(i, i + 1), slice(*span)) for i in range(images) for span in spans]
+    whole = pieces.cuts(images, size // (rows * columns))
+    return [(slice(*span), slice(None)) for span in whole]

@@ -1,0 +1,19 @@
+"""The rest of the detector: necks, heads and masks of mmdet's two-stage detectors, faster."""
+
+from ltm_det.detectors.convolutions import FastConv2d, use_fast_convolutions
+from ltm_det.detectors.detectors import FastCascadeRCNN, FastFasterRCNN, FastMaskRCNN
+from ltm_det.detectors.heads import FastCascadeRoIHead, FastStandardRoIHead
+from ltm_det.detectors.masks import FastFCNMaskHead
+from ltm_det.detectors.regions import FastRoIExtractor
+
+__all__ = [
+    "FastCascadeRCNN",
+    "FastCascadeRoIHead",
+    "FastConv2d",
+    "FastFCNMaskHead",
+    "FastFasterRCNN",
+    "FastMaskRCNN",
+    "FastRoIExtractor",
+    "FastStandardRoIHead",
+    "use_fast_convolutions",
+]

@@ -1,0 +1,75 @@
+"""Two-stage detectors of mmdet's whose necks and heads go fast: a config changes its type alone.
+
+    _base_ = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
+    custom_imports = dict(imports=["ltm_det"])
+    model = dict(type="FastMaskRCNN")
+
+Parameters and their names are mmdet's, and so are boxes, scores and masks, to rounding. Training is
+mmdet's altogether.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmdet.models import CascadeRCNN, FasterRCNN, MaskRCNN
+from mmdet.registry import MODELS
+from torch import Tensor
+
+from ltm_det.detectors.convolutions import use_fast_convolutions
+
+# Parts by mmdet's names, and what stands in their places.
+FAST_PARTS = dict(
+    SingleRoIExtractor="FastRoIExtractor",
+    FCNMaskHead="FastFCNMaskHead",
+    StandardRoIHead="FastStandardRoIHead",
+    CascadeRoIHead="FastCascadeRoIHead",
+)
+
+
+def with_fast_parts(cfg: Any) -> Any:
+    """A head's config with the parts of `FAST_PARTS` in the places of mmdet's; others stay."""
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(with_fast_parts(value) for value in cfg)
+    if not isinstance(cfg, Mapping):
+        return cfg
+    parts = {key: with_fast_parts(value) for key, value in cfg.items()}
+    kind = parts.get("type")
+    if isinstance(kind, str):
+        name = kind.removeprefix("mmdet.")
+        if name in FAST_PARTS:
+            parts["type"] = FAST_PARTS[name]
+    return type(cfg)(parts)
+
+
+class FastTwoStage:
+    """For a two-stage detector: fast parts in the places of mmdet's."""
+
+    def __init__(self, *args: Any, roi_head: Any = None, **options: Any) -> None:
+        super().__init__(*args, roi_head=with_fast_parts(roi_head), **options)
+        for name in ("neck", "rpn_head", "roi_head"):
+            if getattr(self, name, None) is not None:
+                use_fast_convolutions(getattr(self, name))
+
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 3, H, W) to the neck's maps."""
+        if torch.is_grad_enabled() or batch_inputs.device.type != "cpu":
+            return super().extract_feat(batch_inputs)
+        last = torch.channels_last  # as convolutions leave them
+        maps = [x.contiguous(memory_format=last) for x in self.backbone(batch_inputs)]
+        return self.neck(maps) if self.with_neck else tuple(maps)
+
+
+@MODELS.register_module()
+class FastFasterRCNN(FastTwoStage, FasterRCNN):
+    """mmdet's ``FasterRCNN``, faster."""
+
+
+@MODELS.register_module()
+class FastMaskRCNN(FastTwoStage, MaskRCNN):
+    """mmdet's ``MaskRCNN``, faster."""
+
+
+@MODELS.register_module()
+class FastCascadeRCNN(FastTwoStage, CascadeRCNN):
+    """mmdet's ``CascadeRCNN``, Cascade Mask R-CNN included, faster."""

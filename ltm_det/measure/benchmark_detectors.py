@@ -1,0 +1,57 @@
+"""The benchmark of whole detectors, as its command line asks for it."""
+
+import argparse
+from itertools import product
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+
+from ltm_det.engine import preflight
+from ltm_det.measure.benchmark_tables import detector_rows, detector_table
+from ltm_det.measure.detectors import (
+    build_detectors,
+    find_threshold,
+    known_detectors,
+    time_detectors,
+)
+
+
+def measure_detectors(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
+    """Rows of whole detectors, printed as they come.
+
+    Args:
+        cfg: Of the detector.
+        args: Of ``tools/analysis/benchmark.py``; models and base are filled in.
+
+    Raises:
+        ValueError: On an unknown detector, a base that is not measured, a strange checkpoint.
+        PreflightError: There is no such checkpoint.
+    """
+    known = known_detectors(cfg)
+    args.models = args.models or known
+    args.base = args.base or (known[0] if known[0] in args.models else args.models[0])
+    if args.base not in args.models:
+        raise ValueError(f"the base {args.base!r} is not measured: name it in --models")
+    state = None
+    if args.checkpoint is not None:
+        preflight.check_checkpoint(args.checkpoint)
+        state = CheckpointLoader.load_checkpoint(args.checkpoint, map_location="cpu")
+        state = state.get("state_dict", state)
+    detectors, rows = build_detectors(cfg, args.models, args.device, state), []
+    for shape, batch in product(args.shape, args.batch):
+        images = torch.randint(0, 256, (batch, 3, *shape), dtype=torch.uint8)
+        threshold = find_threshold(detectors[args.base], images, args.objects)
+        for detector in detectors.values():
+            detector.roi_head.test_cfg.score_thr = threshold
+        for dtype in args.dtype:
+            counts = dict(rounds=args.rounds, warm_up=args.warm_up, loads=args.load)
+            found = time_detectors(detectors, images, dtype, args.device, **counts)
+            for load, own in found.items():
+                place = dict(shape=shape, batch=batch, mode="inference", dtype=dtype, load=load)
+                now = [row | place for row in detector_rows(own, args.base)]
+                print("\n{} x {}, batch {}, {}, load {}".format(*shape, batch, dtype, load))
+                print(detector_table(now), flush=True)
+                rows += now
+    return dict(rows=rows, exponents=[])

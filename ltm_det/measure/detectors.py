@@ -1,0 +1,253 @@
+"""What whole detectors cost on the clock, from images to boxes and masks, and each part of it.
+
+An untrained detector finds nothing, or a thousand times the same: so that all have as much to do as
+on a picture, the threshold of scores is put where the base finds as many objects as asked for.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from torch import nn
+
+from ltm_det.backbones.common.weights import share_weights
+from ltm_det.measure import peers
+from ltm_det.measure.benchmark_models import DENSE, MERGED, PEERS, model_config, our_type
+from ltm_det.measure.load import busy
+from ltm_det.measure.precision import autocast
+from ltm_det.measure.timing import interleaved
+
+# Detectors of mmdet's, and what changes nothing in them but their speed.
+FAST = dict(MaskRCNN="FastMaskRCNN", FasterRCNN="FastFasterRCNN", CascadeRCNN="FastCascadeRCNN")
+# After the name of one of our backbones: with the heads of mmdet's.
+SLOW_HEADS = "+mmdet"
+# The modules inside a detector, and the method, that a part of the time goes to.
+PARTS = {
+    "preprocess": ("data_preprocessor", "forward"),
+    "backbone": ("backbone", "forward"),
+    "neck": ("neck", "forward"),
+    "RPN convs": ("rpn_head", "forward"),
+    "RPN boxes": ("rpn_head", "predict_by_feat"),
+    "RoIAlign": ("roi_head.bbox_roi_extractor", "forward"),
+    "box head": ("roi_head.bbox_head", "forward"),
+    "NMS": ("roi_head.bbox_head", "predict_by_feat"),
+    "mask RoIAlign": ("roi_head.mask_roi_extractor", "forward"),
+    "mask head": ("roi_head.mask_head", "forward"),
+    "paste": ("roi_head.mask_head", "predict_by_feat"),
+}
+
+
+def known_detectors(cfg: Config) -> list[str]:
+    """Names of detectors for a config: others' backbones and heads, ours, ours on mmdet's heads.
+
+    Raises:
+        ValueError: Its backbone or its detector is none that there is a faster form of.
+    """
+    peer = next(iter(PEERS[our_type(cfg)]))
+    if cfg.model.type.removeprefix("mmdet.") not in FAST:
+        raise ValueError(f"the detector is a {cfg.model.type}: give one of {[*FAST]}")
+    own = [DENSE] if cfg.model.backbone.get("merger") is None else [DENSE, MERGED]
+    return [peer, *own, *(name + SLOW_HEADS for name in own)]
+
+
+def build_detectors(
+    cfg: Config,
+    names: Iterable[str],
+    device: str,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, nn.Module]:
+    """Detectors by name in evaluation mode, all of one set of weights.
+
+    Args:
+        cfg: Of the detector.
+        names: Of :func:`known_detectors`.
+        device: Where they go.
+        state: Of the config's own detector. None: random weights.
+
+    Raises:
+        ValueError: On an unknown name, or a state that is not the detector's.
+    """
+    register_all_modules()
+    known, built = known_detectors(cfg), {}
+    for name in dict.fromkeys([DENSE, *names]):
+        if name not in known:
+            raise ValueError(f"unknown detector {name!r}: choose from {known}")
+        own = model_config(cfg, name.removesuffix(SLOW_HEADS)).model
+        kind = own.type.removeprefix("mmdet.")
+        own.type = FAST[kind] if name in (DENSE, MERGED) else kind
+        own.backbone.init_cfg = None
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = MODELS.build(own)
+            if name == DENSE:
+                model.init_weights()
+        built[name] = model.to(device).eval()
+    dense = built[DENSE]
+    if state is not None:
+        load_shared(dense, state)
+    for name, model in built.items():
+        if name == DENSE:
+            continue
+        heads = {k: v for k, v in dense.state_dict().items() if not k.startswith("backbone.")}
+        model.load_state_dict({**model.state_dict(), **heads}, assign=True)
+        if isinstance(model.backbone, peers.PeerSwin):
+            model.backbone.share(dense.backbone)
+        else:
+            share_weights(dense.backbone, model.backbone)
+        if state is not None and MERGED in name:
+            load_shared(model, state)
+    return {name: built[name] for name in names}
+
+
+def load_shared(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Loads a state dict whose mask modules a model may lack.
+
+    Raises:
+        ValueError: Anything else is missing or of another shape.
+    """
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and ".merger" not in k]
+    wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
+    if missing or wrong:
+        raise ValueError(f"the checkpoint is of another detector: {(missing or wrong)[:3]} ...")
+    model.load_state_dict({**own, **{k: v for k, v in state.items() if k in own}})
+
+
+def batch_of(images: torch.Tensor) -> dict[str, Any]:
+    """What a test pipeline gives for images (B, 3, H, W) of 0 to 255 that it leaves as they are."""
+    size = tuple(images.shape[2:])
+    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0))
+    samples = [DetDataSample(metainfo=dict(meta, img_id=i)) for i in range(len(images))]
+    return dict(inputs=list(images), data_samples=samples)
+
+
+@torch.no_grad()
+def find_threshold(detector: nn.Module, images: torch.Tensor, objects: int) -> float:
+    """The score above which a detector finds so many objects on the first image, if it can."""
+    cfg = detector.roi_head.test_cfg
+    before = cfg.score_thr, cfg.max_per_img
+    cfg.score_thr, cfg.max_per_img = 0.0, objects + 1
+    try:
+        (found,) = detector.test_step(batch_of(images[:1]))
+    finally:
+        cfg.score_thr, cfg.max_per_img = before
+    scores = found.pred_instances.scores
+    return float(scores[-2:].mean()) if len(scores) > objects else 0.0
+
+
+def time_detectors(
+    detectors: Mapping[str, nn.Module],
+    images: torch.Tensor,
+    dtype: str,
+    device: str,
+    rounds: int,
+    warm_up: int,
+    loads: Sequence[int] = (0,),
+) -> dict[int, dict[str, dict[str, Any]]]:
+    """Seconds of each detector, in turns inside each load, and of its parts in rounds of their own.
+
+    Args:
+        detectors: By name, on the device.
+        images: (B, 3, H, W), of 0 to 255, on the CPU, as a loader has them.
+        dtype: 'float32' or 'amp'.
+        device: 'cpu' or a CUDA device, which is waited for.
+        rounds: That are measured.
+        warm_up: Rounds before.
+        loads: Numbers of busy processes beside it.
+
+    Returns:
+        By load and name: ``seconds`` of each round, ``parts`` with the median seconds of each, and
+        the numbers of ``proposals`` and ``objects``.
+    """
+    waits = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+
+    @torch.no_grad()
+    def once(detector: nn.Module) -> Any:
+        with autocast(dtype, device):
+            found = detector.test_step(batch_of(images))
+        waits()
+        return found
+
+    results = {}
+    for load in loads:
+        with busy(load):
+            runs = {name: partial(once, detector) for name, detector in detectors.items()}
+            seconds = interleaved(runs, rounds, warm_up)
+            results[load] = {}
+            for name, detector in detectors.items():
+                own = parts_of(partial(once, detector), detector, waits, min(rounds, 3))
+                results[load][name] = dict(seconds=seconds[name], **own)
+    return results
+
+
+def parts_of(
+    once: Callable[[], Any], detector: nn.Module, wait: Callable[[], object], rounds: int
+) -> dict[str, Any]:
+    """The median seconds of the parts of a pass, and what went through it."""
+    regions = detector.roi_head.bbox_roi_extractor
+    regions = regions[0] if isinstance(regions, nn.ModuleList) else regions
+    seen: list[int] = []
+    handle = regions.register_forward_hook(lambda _, args, __: seen.append(len(args[1])))
+    with parts_timed(detector, wait) as spent:
+        found = [once() for _ in range(rounds)][-1]
+    handle.remove()
+    return dict(
+        parts={part: median(sums(own, rounds)) for part, own in spent.items()},
+        proposals=seen[-1],
+        objects=sum(len(sample.pred_instances) for sample in found),
+    )
+
+
+def sums(values: Sequence[float], groups: int) -> list[float]:
+    """Of as many groups of as many values one after the other."""
+    size = len(values) // groups
+    return [sum(values[i : i + size]) for i in range(0, size * groups, size)] if size else [0.0]
+
+
+@contextmanager
+def parts_timed(
+    detector: nn.Module, wait: Callable[[], object]
+) -> Iterator[dict[str, list[float]]]:
+    """The seconds of each call of each of `PARTS` inside."""
+    spent: dict[str, list[float]] = {}
+    taken = []
+    for part, (path, method) in PARTS.items():
+        owner = detector
+        for name in path.split("."):
+            owner = getattr(owner, name, None)
+        owners = owner if isinstance(owner, nn.ModuleList) else [owner]
+        for module in owners:
+            if module is None or not hasattr(module, method):
+                continue
+            if method == "predict_by_feat" and module is not owners[-1]:
+                continue  # only a Cascade's last one has something to do
+            spent.setdefault(part, [])
+            setattr(module, method, timed(getattr(module, method), spent[part], wait))
+            taken.append((module, method))
+    try:
+        yield spent
+    finally:
+        for module, method in taken:
+            delattr(module, method)  # the class's own is there again
+
+
+def timed(
+    function: Callable[..., Any], spent: list[float], wait: Callable[[], object]
+) -> Callable[..., Any]:
+    def run(*args: Any, **options: Any) -> Any:
+        wait()
+        start = perf_counter()
+        out = function(*args, **options)
+        wait()
+        spent.append(perf_counter() - start)
+        return out
+
+    return run

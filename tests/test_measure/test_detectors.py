@@ -1,0 +1,126 @@
+"""Whole detectors' times: who takes part, with which weights, and which part takes what."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from ltm_det.detectors import FastMaskRCNN
+from ltm_det.measure import detectors
+from ltm_det.measure.benchmark_tables import detector_rows, detector_table
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "configs/demo_ltm_swin_maskrcnn.py"
+NAMES = ["mmdet", "dense", "merged", "dense+mmdet", "merged+mmdet"]
+
+
+@pytest.fixture(scope="module")
+def cfg() -> Config:
+    return Config.fromfile(DEMO)
+
+
+@pytest.fixture(scope="module")
+def built(cfg: Config) -> dict[str, torch.nn.Module]:
+    return detectors.build_detectors(cfg, NAMES, "cpu")
+
+
+def test_names(cfg: Config) -> None:
+    assert detectors.known_detectors(cfg) == NAMES
+    vit = Config.fromfile(ROOT / "configs/vit_s_cascade.py")
+    assert detectors.known_detectors(vit) == ["timm", "dense", "dense+mmdet"]
+    with pytest.raises(ValueError, match="unknown detector 'fast': choose from"):
+        detectors.build_detectors(cfg, ["fast"], "cpu")
+    other = Config(dict(model=dict(type="RetinaNet", backbone=cfg.model.backbone)))
+    with pytest.raises(ValueError, match="a RetinaNet: give one of"):
+        detectors.known_detectors(other)
+
+
+@torch.no_grad()
+def test_all_have_the_same_weights_and_find_the_same(built) -> None:
+    """Dense ones, whatever their backbone's and heads' form."""
+    assert [type(model) is FastMaskRCNN for model in built.values()] == [0, 1, 1, 0, 0]
+    images = torch.randint(0, 256, (1, 3, 112, 112), dtype=torch.uint8)
+    maps = {name: model.extract_feat(images / 255)[0] for name, model in built.items()}
+    for name in ("mmdet", "dense+mmdet"):
+        assert (maps[name] - maps["dense"]).abs().max() < 1e-3 * maps["dense"].abs().max()
+    assert (maps["merged+mmdet"] - maps["merged"]).abs().max() < 1e-3 * maps["merged"].abs().max()
+    assert (maps["merged"] - maps["dense"]).abs().max() > 1e-3 * maps["dense"].abs().max()
+
+
+def test_the_threshold_leaves_so_many_objects(built) -> None:
+    images = torch.randint(0, 256, (1, 3, 112, 112), dtype=torch.uint8)
+    model = built["dense"]
+    before = model.roi_head.test_cfg.score_thr
+    model.roi_head.test_cfg.score_thr = detectors.find_threshold(model, images, 7)
+    with torch.no_grad():
+        (found,) = model.test_step(detectors.batch_of(images))
+    model.roi_head.test_cfg.score_thr = before
+    assert len(found.pred_instances) == 7
+
+
+def test_parts_make_up_the_whole(built) -> None:
+    images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    models = {name: built[name] for name in ("mmdet", "merged")}
+    (found,) = detectors.time_detectors(models, images, "float32", "cpu", 2, 0).values()
+    for own in found.values():
+        assert set(own["parts"]) <= set(detectors.PARTS) and min(own["parts"].values()) >= 0
+        assert len(own["seconds"]) == 2 and own["proposals"] > 0
+    rows = detector_rows(found, "mmdet")
+    assert rows[0]["ratio"] == 1 and rows[1]["model"] == "merged"
+    printed = detector_table(rows)
+    assert all(part in printed for part in rows[0]["parts"])
+    assert not any("forward" in vars(model.backbone) for model in models.values())
+
+
+def test_sums_of_calls_by_pass() -> None:
+    assert detectors.sums([1, 2, 3, 4], 2) == [3, 7]
+    assert detectors.sums([], 2) == [0.0]
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    main = runpy.run_path(str(ROOT / "tools/analysis/benchmark.py"), run_name="tool")["main"]
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, words)])
+        return main()
+
+    return run
+
+
+def test_the_tool_on_a_checkpoint(tool, built, tmp_path: Path, capsys) -> None:
+    torch.save(dict(state_dict=built["merged"].state_dict()), tmp_path / "own.pth")
+    words = [DEMO, "--part", "detector", "--models", "mmdet", "merged", "--shape", 96, 112]
+    words += ["--rounds", 1, "--warm-up", 0, "--objects", 5, "--checkpoint", tmp_path / "own.pth"]
+    words += ["--device", "cpu", "--json", tmp_path / "a.json", "--plot", tmp_path / "a.png"]
+    assert tool(*words) == 0
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["mmdet", "merged"] and rows[0]["objects"] == 5
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert "RoIAlign" in capsys.readouterr().out
+
+
+def test_another_detectors_checkpoint_is_refused(tool, tmp_path: Path, capsys) -> None:
+    torch.save(dict(state_dict=dict(a=torch.zeros(1))), tmp_path / "other.pth")
+    words = [DEMO, "--part", "detector", "--checkpoint", tmp_path / "other.pth"]
+    assert tool(*words, "--device", "cpu") == 2
+    assert "the checkpoint is of another detector: ['backbone." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--part", "detector", "--mode", "training"], "--part detector is timed in inference"),
+        (["--part", "detector", "--objects", 0], "--objects must be at least 1"),
+        (["--checkpoint", "a.pth"], "--checkpoint is for --part detector"),
+    ],
+)
+def test_bad_words(tool, words, message, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        tool(DEMO, *words)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
