@@ -212,3 +212,10 @@ def test_coco_commands_say_where_coco_belongs(run: Callable, command: str) -> No
         "test.py: no checkpoint at" in done.stderr
     )
     assert "Traceback" not in done.stderr or ".sh" in command  # torchrun adds one of its own
+
+
+def test_a_fast_detector_by_one_line(tmp_path: Path) -> None:
+    model = config_with("FastMaskRCNN", tmp_path).model
+    assert model.type == "FastMaskRCNN" and model.backbone.type == "LTMSwin"
+    register_all_modules()
+    assert MODELS.get(model.type) is not None

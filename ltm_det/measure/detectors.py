@@ -87,8 +87,6 @@ def build_detectors(
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = MODELS.build(own)
-            if name == DENSE:
-                model.init_weights()
         built[name] = model.to(device).eval()
     dense = built[DENSE]
     if state is not None:
