@@ -46,6 +46,14 @@ def _seed() -> None:
 
 
 @pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def run_python() -> Callable[..., subprocess.CompletedProcess]:
     """Run code in a fresh interpreter, as if the packages named in ``hidden`` were not installed.
 

@@ -22,7 +22,7 @@ from ltm_det.cpu.products import HAS_BFLOAT16, HAS_ONEDNN
 # something else. Ours, under "ltm_det.", belong to them.
 KNOWN = {
     "torch.nn.modules": "Conv2d Dropout GELU Identity LayerNorm Linear ModuleList Sequential",
-    "mmcv.cnn.bricks": "AdaptivePadding DropPath FFN Linear PatchEmbed",
+    "mmcv.cnn.bricks": "AdaptivePadding Conv2d DropPath FFN Linear PatchEmbed",
     "mmengine.model": "ModuleList Sequential",
     "mmdet.models.layers": "AdaptivePadding PatchEmbed",
     "timm.layers": "DropPath LayerScale Mlp",

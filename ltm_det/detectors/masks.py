@@ -13,7 +13,9 @@ from mmdet.models import FCNMaskHead
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.registry import MODELS
 from pycocotools import mask as coco
-from torch import Tensor, nn
+from torch import Tensor
+
+from ltm_det.cpu.door import untouched
 
 FORMATS = ("bitmap", "rle")
 
@@ -40,8 +42,10 @@ class FastFCNMaskHead(FCNMaskHead):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of regions (K, C, h', w') to logits (K, classes, h, w), see `reading`."""
-        if self.labels is None or self.class_agnostic or type(self.conv_logits) is not nn.Conv2d:
+        if self.labels is None or self.class_agnostic:
             return super().forward(x)
+        if not untouched(self.conv_logits):
+            return self.of_labels(super().forward(x), self.labels)
         for conv in self.convs:
             x = conv(x)
         if self.upsample is not None:
@@ -53,6 +57,11 @@ class FastFCNMaskHead(FCNMaskHead):
         if self.conv_logits.bias is not None:
             x = x + self.conv_logits.bias[self.labels][:, None, None, None]
         return x
+
+    @staticmethod
+    def of_labels(masks: Tensor, labels: Tensor) -> Tensor:
+        """(K, classes, h, w) to those of each object's class, (K, 1, h, w)."""
+        return masks[torch.arange(len(labels)), labels][:, None]
 
     def _predict_by_feat_single(
         self,
@@ -67,8 +76,14 @@ class FastFCNMaskHead(FCNMaskHead):
         form = rcnn_test_cfg.get("mask_format", "bitmap")
         if form not in FORMATS:
             raise ValueError(f"test_cfg.rcnn.mask_format={form!r}: give one of {FORMATS}")
+        threshold = rcnn_test_cfg.mask_thr_binary
+        if form == "rle" and threshold < 0:
+            raise ValueError(
+                f"test_cfg.rcnn.mask_thr_binary={threshold} asks for soft masks, which have no run "
+                "lengths: give mask_format='bitmap', or a threshold of at least 0"
+            )
         if not self.class_agnostic and mask_preds.shape[1] > 1:
-            mask_preds = mask_preds[torch.arange(len(labels)), labels][:, None]
+            mask_preds = self.of_labels(mask_preds, labels)
         if form == "bitmap":
             args = mask_preds, bboxes, torch.zeros_like(labels), img_meta, rcnn_test_cfg
             return super()._predict_by_feat_single(*args, rescale, activate_map)
@@ -80,7 +95,6 @@ class FastFCNMaskHead(FCNMaskHead):
             bboxes /= scale.repeat(2)
         else:
             width, height = (round(n * s) for n, s in zip((width, height), scale.tolist()))
-        threshold = max(rcnn_test_cfg.mask_thr_binary, 0)
         return [
             pasted_rle(mask, box, (height, width), threshold)
             for mask, box in zip(mask_preds, bboxes)

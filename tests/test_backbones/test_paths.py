@@ -24,14 +24,6 @@ OPTIONS = {
 
 
 @pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def taken(monkeypatch):
     """Names of the executors that ran, in order."""
     names = []

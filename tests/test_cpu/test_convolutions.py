@@ -9,14 +9,6 @@ from ltm_det.cpu import convolutions, pieces
 SIZES = [(1, 37, 50), (3, 14, 14), (2, 4, 4), (1, 1, 70), (5, 7, 3), (1, 64, 1)]
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])

@@ -9,12 +9,13 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.hub import get_config
 
+from ltm_det.measure.detectors import FAST
+
 BASES = dict(
     mask="mmdet::_base_/models/mask-rcnn_r50_fpn.py",
     faster="mmdet::_base_/models/faster-rcnn_r50_fpn.py",
     cascade="mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py",
 )
-KINDS = dict(MaskRCNN="FastMaskRCNN", FasterRCNN="FastFasterRCNN", CascadeRCNN="FastCascadeRCNN")
 SIZE = (160, 200)
 
 
@@ -50,7 +51,7 @@ def pair(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     register_all_modules()
     cfg = small_model(name)
     fast_cfg = copy.deepcopy(cfg)
-    fast_cfg.type = KINDS[cfg.type]
+    fast_cfg.type = FAST[cfg.type]
     detector, fast = MODELS.build(cfg), MODELS.build(fast_cfg)
     with torch.no_grad():
         for name, parameter in detector.named_parameters():  # so that scores and boxes differ

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from mmdet.models import FCNMaskHead
 from mmdet.structures import DetDataSample
 from mmdet.testing import demo_mm_inputs
 from mmengine.structures import InstanceData
@@ -137,6 +138,36 @@ def test_copies_and_hooks(pair) -> None:
     assert seen == [expected[0].shape]
 
 
+@pytest.mark.parametrize("name", ["mask", "cascade"], indirect=True)
+@torch.no_grad()
+def test_only_the_class_that_is_read_is_computed(pair, monkeypatch) -> None:
+    """By mmdet's head alone where somebody watches the layer, which then is called."""
+    _, fast = pair
+    whole, forward = [], FCNMaskHead.forward
+    monkeypatch.setattr(FCNMaskHead, "forward", lambda *a: whole.append(1) or forward(*a))
+    head, seen, calls = fast.roi_head.mask_head, [], []
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    head.register_forward_hook(lambda *args: seen.append(args[2].shape[1]))
+    fast.test_step(batch(1))
+    assert not whole
+    head.conv_logits.register_forward_hook(lambda *_: calls.append(1))
+    fast.test_step(batch(1))
+    assert seen == [1, 1] and calls == whole == [1]
+
+
+@torch.no_grad()
+def test_watched_region_layers_are_called(pair) -> None:
+    _, fast = pair
+    extractor = fast.roi_head.bbox_roi_extractor
+    extractor = extractor[0] if isinstance(extractor, nn.ModuleList) else extractor
+    calls = []
+    maps = fast.extract_feat(torch.randn(2, 3, *SIZE))[: extractor.num_inputs]
+    expected = extractor(maps, ROIS)
+    extractor.roi_layers[0].register_forward_hook(lambda *_: calls.append(1))
+    close([extractor(maps, ROIS)], [expected])
+    assert calls
+
+
 @torch.no_grad()
 def test_changed_weights_are_read(pair) -> None:
     """In whatever way they change."""
@@ -161,6 +192,14 @@ def test_a_wrong_format_is_named(pair) -> None:
     _, fast = pair
     fast.roi_head.test_cfg.mask_format = "polygon"
     with pytest.raises(ValueError, match="mask_format='polygon': give one of"):
+        fast.test_step(batch(1))
+
+
+@pytest.mark.parametrize("name", ["mask"], indirect=True)
+def test_soft_masks_have_no_run_lengths(pair) -> None:
+    _, fast = pair
+    fast.roi_head.test_cfg.update(mask_format="rle", mask_thr_binary=-1)
+    with pytest.raises(ValueError, match="mask_thr_binary=-1 asks for soft masks"):
         fast.test_step(batch(1))
 
 

@@ -39,6 +39,7 @@ def test_one_that_fails_is_told_and_the_others_go_on(tool, tmp_path: Path, monke
     monkeypatch.setitem(runs, "tests", (9, ["-c", "raise SystemExit(3)"]))
     monkeypatch.setitem(runs, "swin_s_backbone", (9, ["-c", "print('here')"]))
     monkeypatch.setitem(runs, "swin_s_detector", (0.1, ["-c", "import time; time.sleep(9)"]))
+    (tmp_path / "swin_s_detector.json").write_text("of an earlier run")
     only = ["tests", "swin_s_detector", "swin_s_backbone"]
     assert tool("--out", tmp_path, "--only", *only) == 1
     written = (tmp_path / "README.md").read_text()
