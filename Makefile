@@ -46,7 +46,7 @@ bench: install
 		--json $(BENCH_DIR)/bench.json --plot $(BENCH_DIR)/bench.png
 	@echo "The figures are in $(BENCH_DIR)/bench.json, the picture is $(BENCH_DIR)/bench.png"
 
-# On a machine with a CUDA device, in twenty minutes at most, without a network: into results/gpu.
+# On a machine with a CUDA device, in 22 minutes at most, without a network: into results/gpu.
 gpu: install
 	$(PY) tools/gpu.py
 

@@ -1,4 +1,4 @@
-"""All that there is to measure on a GPU, in twenty minutes at most: correctness, then times.
+"""All that there is to measure on a GPU, in 22 minutes at most: correctness, then times.
 
 Each run is a process of its own with a time limit; one that fails is told and the others go on. The
 figures land in OUT as JSON, one file a run, and as one table, OUT/README.md. Nothing is downloaded:
