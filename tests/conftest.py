@@ -28,15 +28,15 @@ class Without:
 sys.meta_path = [Without(finder) for finder in sys.meta_path]
 """
 
-# The order of sums, and so the last digits, would depend on the machine: runs are one CPU thread's,
-# also where there is a GPU. Tests marked `gpu` ask for it by name.
-torch.set_num_threads(1)
+# The order of sums, and so the last digits, depend on the number of threads: runs are one thread's,
+# here and in processes that tests start, unless the environment names a number, for which all must
+# pass too; and the CPU's, also where there is a GPU. Tests marked `gpu` ask for it by name.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 device.DEVICE = "cpu"
 
-# Processes that tests start have a thread each, as other tests run beside them, and need not wait
-# for transformers.
+# Processes that tests start need not wait for transformers.
 HIDDEN = str(Path(__file__).parent / "hidden")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HIDDEN, os.environ.get("PYTHONPATH")]))
 
 

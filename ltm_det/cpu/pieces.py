@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ltm_det.cpu import threads
 
-# Numbers in the largest tensor of a piece: 6 MB.
-PIECE = 3 << 19
+# Numbers in the largest tensor of a piece: 3 MB.
+PIECE = 3 << 18
 
 Tensors = Sequence[Tensor | None]
 
