@@ -2,14 +2,17 @@
 
 With --check the file is run and what it gives is compared with what the model gives. In a detector
 the file takes the backbone's place, by dict(_delete_=True, type='ExportedBackbone', file=FILE).
-With --part detector a Mask R-CNN goes into one .onnx: an image, as the data preprocessor leaves it,
-to boxes in its pixels, scores, labels, and the probabilities of each object's mask in its box.
+With --part detector a Mask, Faster or Cascade R-CNN goes into one file for one size: an image, as
+the data preprocessor leaves it, to boxes in its pixels, scores, labels, and the probabilities of
+each object's mask in its box. ltm_det.deploy.load(FILE) takes pictures as they are, tools/test.py
+CONFIG FILE finds its AP. Int8 takes the ranges of what it rounds from --calibration's pictures.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,17 +22,22 @@ import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 import cv2  # noqa: E402
 import torch  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
-from mmengine.config import DictAction  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.runner import load_checkpoint  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from ltm_det import deploy  # noqa: E402
-from ltm_det.deploy.detector import NAMES  # noqa: E402
+from ltm_det.deploy.detector import FORMATS as DETECTOR_FORMATS  # noqa: E402
+from ltm_det.deploy.detector import NAMES, described  # noqa: E402
+from ltm_det.deploy.predictor import prepared, resized  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
 from ltm_det.measure.flops import build_detector  # noqa: E402
 
 # Largest relative error of a map that --check lets pass. Bfloat16 keeps 8 bits.
 TOLERANCE = dict(float32=1e-3, bfloat16=0.05)
+DTYPES = ("float32", "bfloat16", "int8")
+# Pictures for int8 are these, of a folder and all in it.
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
 # Largest difference of a detector's boxes, in pixels, and so on.
 TOLERANCE_OF = dict(boxes=0.1, scores=1e-3, labels=0, masks=1e-2)
 
@@ -49,15 +57,28 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dynamic", action="store_true", help="for any batch and size; is checked")
     parser.add_argument(
         "--dtype",
-        choices=sorted(TOLERANCE),
+        choices=DTYPES,
         default="float32",
-        help="what to compute in (default: float32; bfloat16 is for .xml)",
+        help="what to compute in (default: float32; bfloat16 is for .xml, int8 for a detector's)",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="pictures as the detector will see, for int8",
+    )
+    parser.add_argument(
+        "--calibration-size",
+        type=int,
+        default=100,
+        metavar="N",
+        help="at most so many of them, spread over all (default: 100)",
     )
     parser.add_argument(
         "--part",
         choices=["backbone", "detector"],
         default="backbone",
-        help="detector: a whole Mask R-CNN, into .onnx for one size (default: backbone)",
+        help="detector: a whole two-stage detector, for one size (default: backbone)",
     )
     parser.add_argument("--check", action="store_true", help="run the file and compare")
     parser.add_argument(
@@ -65,13 +86,21 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()
-    formats = deploy.FORMATS.get(args.out.suffix)
+    whole = args.part == "detector"
+    formats = (DETECTOR_FORMATS if whole else deploy.FORMATS).get(args.out.suffix)
     if formats is None:
         parser.error(f"--out must end in .onnx or .xml, but is {args.out}")
     if args.dtype not in formats:
-        parser.error(f"--dtype {args.dtype} needs an --out that ends in .xml")
-    if args.part == "detector" and (args.dynamic or args.out.suffix != ".onnx"):
-        parser.error("--part detector writes .onnx for images of one --shape")
+        more = " and --part detector" if args.dtype == "int8" else ""
+        parser.error(f"--dtype {args.dtype} needs an --out that ends in .xml{more}")
+    if whole and args.dynamic:
+        parser.error("--part detector writes a file for images of one --shape")
+    if (args.dtype == "int8") != (args.calibration is not None):
+        parser.error("--dtype int8 takes its ranges from --calibration DIR: give both")
+    if args.calibration_size < 1:
+        parser.error(f"--calibration-size must be at least 1, got {args.calibration_size}")
+    if whole and args.check and args.dtype != "float32":
+        parser.error(f"what {args.dtype} changes shows in AP: run tools/test.py CONFIG {args.out}")
     if args.image is not None and not args.check:
         parser.error("--image is what --check runs on: give both")
     if min(args.shape) < 1:
@@ -83,9 +112,10 @@ def check(model: nn.Module, args: argparse.Namespace, images: Tensor) -> bool:
     """Whether the file gives what the model gives on images (1, 3, H, W); prints how near."""
     with torch.no_grad():
         expected = model(images)
-    found, size = deploy.load(args.out)(images), tuple(images.shape[2:])
+    run, size = deploy.load(args.out), tuple(images.shape[2:])
     if args.part == "detector":
-        return check_objects(found, expected, size)
+        return check_objects(run.raw(images), expected, size)
+    found = run(images)
     error = max(deploy.relative_errors(found, expected))
     apart = max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
     print(
@@ -120,16 +150,50 @@ def picture(file: str, detector: nn.Module, size: tuple[int, int]) -> Tensor:
     return detector.data_preprocessor(data)["inputs"]
 
 
+def calibration(args: argparse.Namespace, detector: nn.Module) -> list[Tensor]:
+    """Pictures of a folder, (1, 3, H, W) each, as the file will get them.
+
+    Raises:
+        ValueError: There are none, or one that cannot be read.
+    """
+    if args.calibration is None:
+        return []
+    found = sorted(p for p in args.calibration.rglob("*") if p.suffix.lower() in PICTURES)
+    if not found:
+        raise ValueError(f"no pictures {PICTURES} in {args.calibration}, for int8")
+    about, size = described(detector, None), tuple(args.shape)
+    images = []
+    for file in found[:: -(-len(found) // args.calibration_size)]:
+        image = cv2.imread(str(file))
+        if image is None:
+            raise ValueError(f"no picture can be read from {file}")
+        factor = min(size[0] / image.shape[0], size[1] / image.shape[1])
+        images.append(prepared(resized(image, factor), size, about))
+    return images
+
+
+def classes_of(cfg: Config, meta: dict[str, Any]) -> list[str] | None:
+    """Names of the labels: the checkpoint's, or else those of the config's data."""
+    known = meta.get("dataset_meta") or {}
+    given = known.get("classes") or known.get("CLASSES")
+    given = given or (cfg.get("test_dataloader") or {}).get("dataset", {}).get("metainfo", {}).get(
+        "classes"
+    )
+    return None if given is None else list(given)
+
+
 def run(args: argparse.Namespace) -> int:
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
+    meta: dict[str, Any] = {}
     with preflight.network_errors_named(cfg):
         detector = build_detector(cfg)
         if args.checkpoint is None:
             print("No checkpoint is given: the weights are random")
         else:
-            load_checkpoint(detector, args.checkpoint, map_location="cpu")
+            found = load_checkpoint(detector, args.checkpoint, map_location="cpu")
+            meta = found.get("meta") or {}
     height, width = args.shape
     image = torch.randn(1, 3, height, width)
     if args.image is not None:
@@ -137,7 +201,14 @@ def run(args: argparse.Namespace) -> int:
     images = [image]
     if args.part == "detector":
         model = deploy.WholeDetector(detector)
-        deploy.save_detector(detector, image, args.out)
+        deploy.save_detector(
+            detector,
+            image,
+            args.out,
+            dtype=args.dtype,
+            classes=classes_of(cfg, meta),
+            calibration=calibration(args, detector),
+        )
     else:
         model, traced = detector.backbone, image
         if args.dynamic:

@@ -1,6 +1,8 @@
 """Test a detector: box and mask AP. The options are those of mmdet's own test tool, less --tta.
 
-mmdet's test-time augmentation merges boxes only, so it cannot evaluate masks.
+mmdet's test-time augmentation merges boxes only, so it cannot evaluate masks. In the place of a
+checkpoint a file of tools/export.py --part detector can be tested, with the config's data. Fast
+heads give masks as the run lengths that COCO's evaluation reads, unless they are to be painted.
 """
 
 import argparse
@@ -15,17 +17,19 @@ import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 # isort: split
 from mmdet.engine.hooks.utils import trigger_visualization_hook  # noqa: E402
 from mmdet.evaluation import DumpDetResults  # noqa: E402
-from mmengine.config import DictAction  # noqa: E402
+from mmengine.config import Config, ConfigDict, DictAction  # noqa: E402
 from mmengine.registry import RUNNERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
+from ltm_det.deploy.detector import FORMATS  # noqa: E402
+from ltm_det.detectors import FAST  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file or URL")
+    parser.add_argument("checkpoint", help="checkpoint file or URL, or an exported detector")
     parser.add_argument("--work-dir", help="folder for the log and the metrics")
     parser.add_argument("--out", help="pickle file to write the predictions to (.pkl)")
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
@@ -52,13 +56,30 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def mask_format(cfg: Config, args: argparse.Namespace) -> str:
+    """Run lengths where COCO's evaluation alone reads the masks, maps of the images otherwise."""
+    given = cfg.test_evaluator
+    metrics = given if isinstance(given, (list, tuple)) else [given]
+    kinds = {str(metric.get("type")).removeprefix("mmdet.") for metric in metrics}
+    read = args.out is not None or args.show or args.show_dir
+    return "rle" if kinds == {"CocoMetric"} and not read else "bitmap"
+
+
 def test(args: argparse.Namespace) -> None:
     cfg = preflight.load_run_config(args)
-    cfg.load_from = args.checkpoint
+    exported = Path(args.checkpoint).suffix in FORMATS
+    if exported:
+        masks = mask_format(cfg, args)
+        cfg.model = ConfigDict(type="ExportedDetector", file=args.checkpoint, mask_format=masks)
+    else:
+        cfg.load_from = args.checkpoint
+        if cfg.model.type in FAST.values():
+            cfg.model.test_cfg.rcnn.setdefault("mask_format", mask_format(cfg, args))
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if preflight.is_local_main(args.launcher):
-        preflight.check_checkpoint(args.checkpoint)
+        if not exported:
+            preflight.check_checkpoint(args.checkpoint)
         preflight.check_data(cfg, "test")
     with preflight.launched(cfg), preflight.network_errors_named(cfg):
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)

@@ -1,13 +1,17 @@
-"""Backbones as files for ONNX Runtime or OpenVINO, such files as backbones, and detectors."""
+"""Backbones and detectors as files for ONNX Runtime or OpenVINO, and such files in their places."""
 
 from ltm_det.deploy.backbone import ExportedBackbone
 from ltm_det.deploy.detector import WholeDetector, save_detector
 from ltm_det.deploy.export import FORMATS, relative_errors, sample_size, save
-from ltm_det.deploy.runtime import load
+from ltm_det.deploy.exported_detector import ExportedDetector
+from ltm_det.deploy.predictor import Detections, Predictor, load
 
 __all__ = [
     "FORMATS",
+    "Detections",
     "ExportedBackbone",
+    "ExportedDetector",
+    "Predictor",
     "WholeDetector",
     "load",
     "relative_errors",

@@ -6,7 +6,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ltm_det.deploy.runtime import load
+from ltm_det.deploy.runtime import load_runner
 
 
 @MODELS.register_module()
@@ -20,13 +20,16 @@ class ExportedBackbone(BaseModule):
         threads: That its runtime may use; None: as many as it chooses.
 
     Raises:
+        ValueError: The file is a detector's.
         RuntimeError: When it is to be trained.
     """
 
     def __init__(self, file: str | Path, threads: int | None = None) -> None:
         super().__init__()
         self.file = str(file)
-        self.run = load(file, threads)
+        self.run, loaded = load_runner(file, threads)
+        if loaded.about is not None:
+            raise ValueError(f"{file} holds a whole detector: give it to tools/test.py itself")
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) to the maps (B, C_i, H_i, W_i)."""

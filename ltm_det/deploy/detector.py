@@ -1,37 +1,45 @@
-"""Mask R-CNN as one ONNX file: images to boxes, scores, labels and masks.
+"""Mask R-CNN, Faster R-CNN and Cascade (Mask) R-CNN as one file: images to boxes and masks.
 
-mmdet's heads branch in Python on how many boxes there are, and mmcv's operators are not ONNX's. So
-while a file is written, some functions are replaced by equal ones that have torchvision's operators
-and no such branch; and torch's older exporter writes it, since torch.export wants sizes that the
-values of tensors do not decide.
+torch's older exporter writes it by tracing, since torch.export wants sizes that the values of
+tensors do not decide. OpenVINO reads what it wrote.
 
 Shapes: one image of H x W pixels, n proposals, K objects, h x w pixels of an object's mask.
 """
 
-import sys
+import json
+import tempfile
 import warnings
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-import torchvision
-from mmdet.models import RPNHead, SingleRoIExtractor, StandardRoIHead, TwoStageDetector
+from mmdet.models import CascadeRoIHead, RPNHead, StandardRoIHead, TwoStageDetector
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-OPSET = 17  # the newest that this exporter has operators for
+from ltm_det.deploy.runtime import DETECTOR, DTYPE, package
+from ltm_det.deploy.tracing import traceable
+from ltm_det.detectors import (
+    FastCascadeRoIHead,
+    FastFCNMaskHead,
+    FastStandardRoIHead,
+    LeanRPNHead,
+)
+
+OPSET = 17  # the newest that this exporter has operators for; a layer norm is one of them
 NAMES = ["boxes", "scores", "labels", "masks"]
+FORMATS = {".onnx": ("float32",), ".xml": ("float32", "bfloat16", "int8")}
+HEADS = (StandardRoIHead, FastStandardRoIHead, CascadeRoIHead, FastCascadeRoIHead)
 
 
 class WholeDetector(nn.Module):
     """What a two-stage detector finds on one image.
 
     Args:
-        detector: With mmdet's standard heads, as Mask R-CNN and Faster R-CNN have them.
+        detector: With mmdet's standard or cascaded heads, or our fast ones.
 
     Raises:
         ValueError: For another one.
@@ -40,58 +48,152 @@ class WholeDetector(nn.Module):
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         heads = getattr(detector, "rpn_head", None), getattr(detector, "roi_head", None)
-        standard = isinstance(detector, TwoStageDetector) and type(heads[1]) is StandardRoIHead
-        if not standard or type(heads[0]) is not RPNHead:
+        known = isinstance(detector, TwoStageDetector) and type(heads[1]) in HEADS
+        if not known or type(heads[0]) not in (RPNHead, LeanRPNHead):
             names = [type(head).__name__ for head in heads]
             raise ValueError(
-                f"a {type(detector).__name__} with {names} is not exported as a whole: Mask R-CNN "
-                "and Faster R-CNN are; export the backbone"
+                f"a {type(detector).__name__} with {names} is not exported as a whole: Mask, "
+                "Faster and Cascade R-CNN are; export the backbone"
             )
         for name, cfg in dict(rpn=heads[0].test_cfg, rcnn=heads[1].test_cfg).items():
             if cfg.nms.type != "nms":
                 raise ValueError(f"test_cfg.{name}.nms is of type {cfg.nms.type!r}: give 'nms'")
         self.detector = detector
         self.names = NAMES if detector.with_mask else NAMES[:-1]
+        self.stages = [(i,) for i in range(getattr(heads[1], "num_stages", 0))] or [()]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(1, 3, H, W), as the data preprocessor leaves it, to boxes (K, 4), x1, y1, x2, y2 in
-        pixels, scores (K,), labels (K,), and probabilities of the mask in its box (K, h, w)."""
+        pixels, scores (K,), labels (K,), and probabilities of the mask in its box (K, h, w), of
+        the best alone where a lean recipe says so."""
         rpn, head = self.detector.rpn_head, self.detector.roi_head
         size = tuple(int(side) for side in images.shape[2:])
         meta = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
         maps = self.detector.extract_feat(images)
         (proposals,) = rpn.predict(maps, [DetDataSample(metainfo=meta)], rescale=False)
-        rois = bbox2roi([proposals.bboxes])  # (n, 5)
-        found = head._bbox_forward(maps, rois)
-        objects = head.bbox_head._predict_by_feat_single(
-            rois, found["cls_score"], found["bbox_pred"], meta, rcnn_test_cfg=head.test_cfg
+        rois, scores, deltas = self.refine(maps, bbox2roi([proposals.bboxes]), meta)
+        objects = self.of_stage("bbox_head", self.stages[-1])._predict_by_feat_single(
+            rois, scores, deltas, meta, rcnn_test_cfg=head.test_cfg
         )
         out = [objects.bboxes, objects.scores, objects.labels]
         if self.detector.with_mask:
-            masks = head._mask_forward(maps, bbox2roi([objects.bboxes]))["mask_preds"].sigmoid()
-            if not head.mask_head.class_agnostic:
-                at = objects.labels[:, None, None, None].expand(-1, 1, *masks.shape[2:])
-                masks = masks.gather(1, at)
-            out.append(masks[:, 0])
+            shown = objects
+            if "mask_score" in head.test_cfg:
+                shown = shown[shown.scores >= head.test_cfg.mask_score]
+            if "masks" in head.test_cfg:
+                shown = shown[: head.test_cfg.masks]
+            rois = bbox2roi([shown.bboxes])
+            masks = [self.masks(maps, rois, shown.labels, stage) for stage in self.stages]
+            out.append(sum(masks) / len(masks))
         return out
 
+    def of_stage(self, name: str, stage: tuple[int, ...]) -> nn.Module:
+        """The head of a stage, of which a standard head, whose stage is (), has one."""
+        own = getattr(self.detector.roi_head, name)
+        return own[stage[0]] if stage else own
 
-def save_detector(detector: nn.Module, images: Tensor, file: str | Path) -> None:
-    """Writes a detector, which is put into evaluation mode, as an .onnx file for one image size.
+    def refine(
+        self, maps: Sequence[Tensor], rois: Tensor, meta: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Regions (n, 5) to those of the last stage, the mean of the stages' logits, and how far
+        the boxes are from there."""
+        logits = []
+        for stage in self.stages:
+            found = self.detector.roi_head._bbox_forward(*stage, maps, rois)
+            scores, deltas = found["cls_score"], found["bbox_pred"]
+            logits.append(scores)
+            if stage != self.stages[-1]:
+                head = self.of_stage("bbox_head", stage)
+                if head.custom_activation:
+                    scores = head.loss_cls.get_activation(scores)
+                labels = scores[:, :-1].argmax(1)
+                boxes = head.regress_by_class(rois[:, 1:], labels, deltas, meta)
+                rois = torch.cat([rois[:, :1], boxes], dim=1)
+        return rois, sum(logits) / len(logits), deltas
+
+    def masks(
+        self, maps: Sequence[Tensor], rois: Tensor, labels: Tensor, stage: tuple[int, ...]
+    ) -> Tensor:
+        """Probabilities (K, h, w) of the objects' classes, of a stage."""
+        head = self.of_stage("mask_head", stage)
+        fast = isinstance(head, FastFCNMaskHead) and not head.class_agnostic
+        with head.reading(labels) if fast else nullcontext():
+            found = self.detector.roi_head._mask_forward(*stage, maps, rois)["mask_preds"]
+        if not fast and not head.class_agnostic:
+            at = labels[:, None, None, None].expand(-1, 1, *found.shape[2:])
+            found = found.gather(1, at)
+        return found.sigmoid()[:, 0]
+
+
+def described(detector: nn.Module, classes: Sequence[str] | None) -> dict[str, Any]:
+    """What one has to know of a detector to use its file: how pictures become its input, names."""
+    given = detector.data_preprocessor
+    normal = given._enable_normalize
+    head = detector.roi_head
+    return dict(
+        mean=given.mean.flatten().tolist() if normal else [0.0] * 3,
+        std=given.std.flatten().tolist() if normal else [1.0] * 3,
+        rgb=bool(given._channel_conversion),
+        pad_value=float(given.pad_value),
+        mask_threshold=float(head.test_cfg.get("mask_thr_binary", 0.5)),
+        classes=None if classes is None else list(classes),
+    )
+
+
+def save_detector(
+    detector: nn.Module,
+    images: Tensor,
+    file: str | Path,
+    dtype: str = "float32",
+    classes: Sequence[str] | None = None,
+    calibration: Sequence[Tensor] = (),
+) -> None:
+    """Writes a detector, which is put into evaluation mode, as a file for one image size.
 
     Args:
         detector: See :class:`WholeDetector`.
         images: (1, 3, H, W); the file takes images of this shape alone.
-        file: .onnx.
+        file: .onnx for ONNX Runtime, .xml for OpenVINO, beside which a .bin is written.
+        dtype: What to compute in, of ``FORMATS``.
+        classes: Names of the labels.
+        calibration: Images (1, 3, H, W), as the data preprocessor leaves them, for int8: the ranges
+            of what is rounded come from them.
 
     Raises:
-        ValueError: For another detector, or another ending.
+        ValueError: For another detector, another ending, a dtype that its runtime has not, int8
+            without images.
+        ImportError: A package is missing.
     """
     file = Path(file)
-    if file.suffix != ".onnx":
-        raise ValueError(f"a whole detector goes into .onnx alone, not {file}")
-    model = WholeDetector(detector).eval()
+    if file.suffix not in FORMATS:
+        raise ValueError(f"{file} ends in none of {sorted(FORMATS)}")
+    if dtype not in FORMATS[file.suffix]:
+        raise ValueError(f"no {dtype} in {file.suffix}: choose one of {FORMATS[file.suffix]}")
+    if (dtype == "int8") != bool(len(calibration)):
+        raise ValueError("int8, and nothing else, is calibrated: give images for it")
+    model, about = WholeDetector(detector).eval(), json.dumps(described(detector, classes))
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".onnx":
+        trace(model, images, file)
+        onnx = package("onnx")
+        graph = onnx.load(file)
+        onnx.helper.set_model_props(graph, {DETECTOR: about})
+        onnx.save(graph, file)
+        return
+    openvino = package("openvino")
+    with tempfile.TemporaryDirectory() as folder:
+        traced = Path(folder) / "model.onnx"
+        trace(model, images, traced)
+        graph = openvino.convert_model(traced)
+        if dtype == "int8":
+            graph = quantized(graph, calibration)
+        graph.set_rt_info(dtype, DTYPE)
+        graph.set_rt_info(about, ["ltm_det", DETECTOR])
+        openvino.save_model(graph, file, compress_to_fp16=False)
+
+
+def trace(model: WholeDetector, images: Tensor, file: Path) -> None:
+    """Writes a detector for images of this shape, (1, 3, H, W), as .onnx."""
     with torch.no_grad(), traceable(max(images.shape[2:]) + 1), warnings.catch_warnings():
         # of branches on sizes, which one file has one of
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
@@ -103,54 +205,19 @@ def save_detector(detector: nn.Module, images: Tensor, file: str | Path) -> None
             opset_version=OPSET,
             input_names=["images"],
             output_names=model.names,
-            dynamic_axes={name: {0: "objects"} for name in model.names},
+            dynamic_axes={
+                name: {0: "masked" if name == "masks" else "objects"} for name in model.names
+            },
         )
 
 
-@contextmanager
-def traceable(apart: float):
-    """Replaces what is not traced, see above; boxes of different kinds are moved ``apart``."""
-
-    def of_one_kind(boxes: Tensor, scores: Tensor, kinds: Tensor, nms: Any) -> Tensor:
-        moved = boxes + (kinds * apart).to(boxes)[:, None]
-        return torchvision.ops.nms(moved, scores, nms.iou_threshold)
-
-    def proposals(self: RPNHead, results: InstanceData, cfg: Any, **_: Any) -> InstanceData:
-        width, height = (results.bboxes[:, 2:] - results.bboxes[:, :2]).unbind(-1)
-        results = results[(width > cfg.min_bbox_size) & (height > cfg.min_bbox_size)]
-        kept = of_one_kind(results.bboxes, results.scores, results.level_ids, cfg.nms)
-        return results[kept[: cfg.max_per_img]]
-
-    def objects(
-        boxes: Tensor, scores: Tensor, least: float, nms: Any, most: int, box_dim: int = 4
-    ) -> tuple[Tensor, Tensor]:
-        scores = scores[:, :-1]  # less background
-        boxes = boxes.reshape(scores.shape[0], -1, box_dim).expand(-1, scores.shape[1], -1)
-        at, labels = (scores > least).nonzero().unbind(-1)
-        boxes, scores = boxes[at, labels], scores[at, labels]
-        kept = of_one_kind(boxes, scores, labels, nms)[:most]
-        return torch.cat([boxes, scores[:, None]], -1)[kept], labels[kept]
-
-    def regions(self: SingleRoIExtractor, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
-        maps = maps[: self.num_inputs]
-        levels = self.map_roi_levels(rois, len(maps))
-        size = self.roi_layers[0].output_size
-        out = maps[0].new_zeros(rois.shape[0], self.out_channels, *size)
-        for level, (layer, x) in enumerate(zip(self.roi_layers, maps, strict=True)):
-            at = (levels == level).nonzero().squeeze(1)
-            found = torchvision.ops.roi_align(
-                x, rois[at], size, layer.spatial_scale, layer.sampling_ratio, layer.aligned
-            )
-            out = out.index_put((at,), found)
-        return out
-
-    bbox_head = sys.modules["mmdet.models.roi_heads.bbox_heads.bbox_head"]
-    with ExitStack() as stack:
-        for place, name, function in (
-            (RPNHead, "_bbox_post_process", proposals),
-            (bbox_head, "multiclass_nms", objects),
-            (SingleRoIExtractor, "forward", regions),
-            (torch.onnx, "is_in_onnx_export", lambda: False),  # mmdet's own forms are gone
-        ):
-            stack.enter_context(mock.patch.object(place, name, function))
-        yield
+def quantized(graph: Any, images: Sequence[Tensor]) -> Any:
+    """An OpenVINO model whose products and convolutions are of int8 where their inputs' ranges on
+    these images allow it."""
+    nncf = package("nncf")
+    return nncf.quantize(
+        graph,
+        nncf.Dataset([image.numpy() for image in images]),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(images),
+    )

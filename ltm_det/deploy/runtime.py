@@ -3,27 +3,39 @@
 Either package is imported where it is needed alone. Shapes: B images, C channels, H x W pixels.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 DTYPE = ["ltm_det", "dtype"]  # where a file for OpenVINO names what to compute in
-HINTS = dict(float32="f32", bfloat16="bf16")
+HINTS = dict(float32="f32", bfloat16="bf16", int8="f32")  # of what is not int8 already
+
+DETECTOR = "detector"  # where a file describes the detector in it, as JSON
 
 Runner = Callable[[Tensor], list[Tensor]]
-# from arrays to arrays; the shape of images, None where it is free; names of what comes out
-Loaded = tuple[Callable, Sequence[int | None], Sequence[str]]
 
 
-def load(file: str | Path, threads: int | None = None) -> Runner:
-    """A function from images (B, 3, H, W) to the list of float32 maps that the exported model gave.
+class Loaded(NamedTuple):
+    """A file in its runtime."""
+
+    run: Callable  # from arrays to arrays
+    shape: Sequence[int | None]  # of images, None where it is free
+    names: Sequence[str]  # of what comes out
+    about: dict[str, Any] | None  # a detector, see ltm_det.deploy.detector.described
+
+
+def load_runner(file: str | Path, threads: int | None = None) -> tuple[Runner, Loaded]:
+    """A function from images (B, 3, H, W) to the list of float32 maps that the exported model gave,
+    or to a detector's objects, and what is known of the file.
 
     A backbone's file for one image, as those for one size are, gets a batch's images one by one. A
-    detector's, from :func:`ltm_det.deploy.save_detector`, takes one image and gives its objects.
+    detector's takes one image.
 
     Args:
         file: Written by ``tools/export.py``, .onnx or .xml.
@@ -41,7 +53,8 @@ def load(file: str | Path, threads: int | None = None) -> Runner:
         raise FileNotFoundError(
             f"no file at {file}: make it with tools/export.py CONFIG CHECKPOINT --out {file}"
         )
-    run, shape, names = runtimes[file.suffix](file, threads)
+    loaded = runtimes[file.suffix](file, threads)
+    run, shape, names, _ = loaded
 
     def checked(images: Tensor) -> list[Tensor]:
         one_by_one = shape[0] == 1 and images.ndim == 4 and "boxes" not in names
@@ -59,7 +72,7 @@ def load(file: str | Path, threads: int | None = None) -> Runner:
             for maps in zip(*parts, strict=True)
         ]
 
-    return checked
+    return checked, loaded
 
 
 def package(name: str) -> ModuleType:
@@ -78,7 +91,8 @@ def _onnx_runtime(file: Path, threads: int | None) -> Loaded:
     (entry,) = session.get_inputs()
     shape = [n if isinstance(n, int) else None for n in entry.shape]
     names = [output.name for output in session.get_outputs()]
-    return lambda images: session.run(None, {entry.name: images}), shape, names
+    about = session.get_modelmeta().custom_metadata_map.get(DETECTOR)
+    return Loaded(lambda x: session.run(None, {entry.name: x}), shape, names, described(about))
 
 
 def _openvino(file: Path, threads: int | None) -> Loaded:
@@ -90,4 +104,11 @@ def _openvino(file: Path, threads: int | None) -> Loaded:
         options["INFERENCE_NUM_THREADS"] = threads
     compiled = openvino.compile_model(model, "CPU", options)
     shape = [n.get_length() if n.is_static else None for n in model.input().partial_shape]
-    return lambda images: compiled(images).to_tuple(), shape, ()
+    names = [output.get_any_name() for output in compiled.outputs if output.names]
+    place = ["ltm_det", DETECTOR]
+    about = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
+    return Loaded(lambda x: compiled(x).to_tuple(), shape, names, described(about))
+
+
+def described(text: str | None) -> dict[str, Any] | None:
+    return None if text is None else json.loads(text)

@@ -1,12 +1,15 @@
 """The rest of the detector: necks, heads and masks of mmdet's two-stage detectors, faster."""
 
 from ltm_det.detectors.convolutions import FastConv2d, use_fast_convolutions
-from ltm_det.detectors.detectors import FastCascadeRCNN, FastFasterRCNN, FastMaskRCNN
+from ltm_det.detectors.detectors import FAST, FastCascadeRCNN, FastFasterRCNN, FastMaskRCNN
 from ltm_det.detectors.heads import FastCascadeRoIHead, FastStandardRoIHead
+from ltm_det.detectors.lean import LEAN, LeanRPNHead, Recipe
 from ltm_det.detectors.masks import FastFCNMaskHead
 from ltm_det.detectors.regions import FastRoIExtractor
 
 __all__ = [
+    "FAST",
+    "LEAN",
     "FastCascadeRCNN",
     "FastCascadeRoIHead",
     "FastConv2d",
@@ -15,5 +18,7 @@ __all__ = [
     "FastMaskRCNN",
     "FastRoIExtractor",
     "FastStandardRoIHead",
+    "LeanRPNHead",
+    "Recipe",
     "use_fast_convolutions",
 ]

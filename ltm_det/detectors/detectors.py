@@ -5,7 +5,8 @@
     model = dict(type="FastMaskRCNN")
 
 Parameters and their names are mmdet's, and so are boxes, scores and masks, to rounding. Training is
-mmdet's altogether.
+mmdet's altogether. With ``lean=True``, or a dict of what to leave out, less is computed, at a price
+in AP: see :mod:`ltm_det.detectors.lean`.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,10 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from ltm_det.detectors.convolutions import use_fast_convolutions
+from ltm_det.detectors.lean import Recipe
 
+# Detectors of mmdet's, and what changes nothing in them but their speed.
+FAST = dict(MaskRCNN="FastMaskRCNN", FasterRCNN="FastFasterRCNN", CascadeRCNN="FastCascadeRCNN")
 # Parts by mmdet's names, and what stands in their places.
 FAST_PARTS = dict(
     SingleRoIExtractor="FastRoIExtractor",
@@ -43,13 +47,26 @@ def with_fast_parts(cfg: Any) -> Any:
 
 
 class FastTwoStage:
-    """For a two-stage detector: fast parts in the places of mmdet's."""
+    """For a two-stage detector: fast parts in the places of mmdet's.
 
-    def __init__(self, *args: Any, roi_head: Any = None, **options: Any) -> None:
-        super().__init__(*args, roi_head=with_fast_parts(roi_head), **options)
+    Args:
+        lean: A :class:`Recipe`, its arguments, or true for `LEAN`. None: all is computed.
+    """
+
+    def __init__(
+        self, *, rpn_head: Any, roi_head: Any, test_cfg: Any, lean: Any = None, **options: Any
+    ) -> None:
+        recipe = Recipe.of(lean)
+        super().__init__(
+            rpn_head=recipe.rpn_head(rpn_head),
+            roi_head=with_fast_parts(roi_head),
+            test_cfg=recipe.test_cfg(test_cfg),
+            **options,
+        )
         for name in ("neck", "rpn_head", "roi_head"):
             if getattr(self, name, None) is not None:
                 use_fast_convolutions(getattr(self, name))
+        recipe.change_neck(getattr(self, "neck", None))
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) to the neck's maps."""

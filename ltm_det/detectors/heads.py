@@ -1,4 +1,7 @@
-"""RoI heads that tell their mask heads which classes will be read."""
+"""RoI heads that tell their mask heads which classes will be read, and mask whom a recipe asks for.
+
+Shapes: K objects of an image, H x W its pixels.
+"""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -7,25 +10,66 @@ from typing import Any
 import torch
 from mmdet.models import CascadeRoIHead, StandardRoIHead
 from mmdet.registry import MODELS
+from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ltm_det.detectors.masks import FastFCNMaskHead
+from ltm_det.detectors.masks import FastFCNMaskHead, empty_rle, pasted_size
 
 
 class ReadsOneClass:
-    """For a RoI head: mask heads compute the logits of each object's class alone."""
+    """For a RoI head: mask heads compute the logits of each object's class alone.
+
+    ``test_cfg.rcnn`` may have ``mask_score`` and ``masks``, see :class:`.lean.Recipe`: objects that
+    are left out have an empty mask.
+    """
 
     def predict_mask(
-        self, x: Sequence[Tensor], batch_img_metas: list[dict], results_list: list, *args: Any, **kw
+        self,
+        x: Sequence[Tensor],
+        batch_img_metas: list[dict],
+        results_list: list,
+        rescale: bool = False,
     ) -> list:
         """Maps and detected objects to objects with masks, see mmdet's heads."""
         own = self.mask_head
-        labels = torch.cat([found.labels for found in results_list])
+        shown = [found[: masked(found.scores, self.test_cfg)] for found in results_list]
+        labels = torch.cat([found.labels for found in shown])
         with ExitStack() as stack:
             for head in own if isinstance(own, torch.nn.ModuleList) else [own]:
                 if isinstance(head, FastFCNMaskHead) and len(labels):
                     stack.enter_context(head.reading(labels))
-            return super().predict_mask(x, batch_img_metas, results_list, *args, **kw)
+            shown = super().predict_mask(x, batch_img_metas, shown, rescale)
+        rle = self.test_cfg.get("mask_format", "bitmap") == "rle"
+        pairs = zip(shown, results_list, batch_img_metas, strict=True)
+        return [
+            with_rest(some, found[len(some) :], meta, rescale, rle) for some, found, meta in pairs
+        ]
+
+
+def masked(scores: Tensor, cfg: Any) -> int:
+    """How many objects have a mask, of which the best come first: scores (K,)."""
+    count = int((scores >= cfg.get("mask_score", 0.0)).sum())
+    return min(count, cfg.get("masks", count))
+
+
+def with_rest(
+    shown: InstanceData, rest: InstanceData, meta: dict[str, Any], rescale: bool, rle: bool
+) -> InstanceData:
+    """Objects with masks, and then those that have an empty one."""
+    if rle and not len(shown):
+        shown.masks = []  # mmdet's are (0, H, W)
+    if not len(rest):
+        return shown
+    size, scale = pasted_size(meta, rescale, rest.bboxes)
+    if rescale:  # as masks' heads do it for objects with masks
+        rest.bboxes = rest.bboxes / scale.repeat(2)
+    if rle:
+        rest.masks = [empty_rle(size) for _ in range(len(rest))]
+    else:
+        rest.masks = torch.zeros(len(rest), *size, dtype=torch.bool, device=rest.bboxes.device)
+    if not len(shown):
+        return rest
+    return InstanceData.cat([shown, rest])
 
 
 @MODELS.register_module()

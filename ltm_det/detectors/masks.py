@@ -89,16 +89,22 @@ class FastFCNMaskHead(FCNMaskHead):
             return super()._predict_by_feat_single(*args, rescale, activate_map)
         if not activate_map:
             mask_preds = mask_preds.sigmoid()
-        scale = bboxes.new_tensor(img_meta["scale_factor"])
-        height, width = img_meta["ori_shape"][:2]
+        size, scale = pasted_size(img_meta, rescale, bboxes)
         if rescale:  # in place, as mmdet does it
             bboxes /= scale.repeat(2)
-        else:
-            width, height = (round(n * s) for n, s in zip((width, height), scale.tolist()))
-        return [
-            pasted_rle(mask, box, (height, width), threshold)
-            for mask, box in zip(mask_preds, bboxes)
-        ]
+        return [pasted_rle(mask, box, size, threshold) for mask, box in zip(mask_preds, bboxes)]
+
+
+def pasted_size(
+    meta: dict[str, Any], rescale: bool, like: Tensor
+) -> tuple[tuple[int, int], Tensor]:
+    """Height and width of an image's masks, as mmdet has them, and what boxes are scaled by, x and
+    y (2,), on the device of ``like``."""
+    scale = like.new_tensor(meta["scale_factor"])
+    height, width = meta["ori_shape"][:2]
+    if not rescale:
+        width, height = (round(n * s) for n, s in zip((width, height), scale.tolist()))
+    return (height, width), scale
 
 
 def pasted_rle(
@@ -110,9 +116,14 @@ def pasted_rle(
     """
     (height, width), (left, top, right, bottom) = size, box.tolist()
     if left >= width + 1 or top >= height + 1 or right <= -1 or bottom <= -1:  # mmdet's own fails
-        return encode_crop(np.zeros((0, 0), bool), (slice(0, 0), slice(0, 0)), size)
+        return empty_rle(size)
     values, at = _do_paste_mask(mask[None], box[None], *size, skip_empty=True)
     return encode_crop((values[0] >= threshold).cpu().numpy(), at, size)
+
+
+def empty_rle(size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's compressed run lengths of nothing."""
+    return encode_crop(np.zeros((0, 0), bool), (slice(0, 0), slice(0, 0)), size)
 
 
 def encode_crop(crop: np.ndarray, at: tuple[slice, slice], size: tuple[int, int]) -> dict[str, Any]:

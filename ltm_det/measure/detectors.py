@@ -19,14 +19,13 @@ from mmengine.config import Config
 from torch import nn
 
 from ltm_det.backbones.common.weights import share_weights
+from ltm_det.detectors import FAST
 from ltm_det.measure import peers
 from ltm_det.measure.benchmark_models import DENSE, MERGED, PEERS, model_config, our_type
 from ltm_det.measure.load import busy
 from ltm_det.measure.precision import autocast
 from ltm_det.measure.timing import interleaved
 
-# Detectors of mmdet's, and what changes nothing in them but their speed.
-FAST = dict(MaskRCNN="FastMaskRCNN", FasterRCNN="FastFasterRCNN", CascadeRCNN="FastCascadeRCNN")
 # After the name of one of our backbones: with the heads of mmdet's.
 SLOW_HEADS = "+mmdet"
 # The modules inside a detector, and the method, that a part of the time goes to.

@@ -9,7 +9,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.hub import get_config
 
-from ltm_det.measure.detectors import FAST
+from ltm_det.detectors import FAST
 
 BASES = dict(
     mask="mmdet::_base_/models/mask-rcnn_r50_fpn.py",

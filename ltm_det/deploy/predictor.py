@@ -1,0 +1,132 @@
+"""From a picture to what a detector's file finds on it.
+
+Shapes: a picture of h x w pixels, of which the file takes H x W; K objects.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from pycocotools import mask as coco
+from torch import Tensor
+
+from ltm_det.deploy.runtime import Loaded, Runner, load_runner
+from ltm_det.detectors.masks import empty_rle, pasted_rle
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The objects on a picture, the best first."""
+
+    boxes: np.ndarray  # (K, 4), x1, y1, x2, y2 in the picture's pixels
+    scores: np.ndarray  # (K,)
+    labels: np.ndarray  # (K,), from 0
+    names: list[str] | None  # of the labels, (K,), where the file knows them
+    masks: list[dict[str, Any]] | None  # COCO's run lengths of each, of a detector that has masks
+    size: tuple[int, int]  # height and width of the picture
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def bitmaps(self) -> np.ndarray:
+        """The masks as (K, h, w) of bool.
+
+        Raises:
+            ValueError: The detector has none.
+        """
+        if self.masks is None:
+            raise ValueError("the detector in this file has boxes alone, no masks")
+        if not self.masks:
+            return np.zeros((0, *self.size), bool)
+        return coco.decode(self.masks).transpose(2, 0, 1).astype(bool)
+
+
+def resized(image: np.ndarray, factor: float) -> np.ndarray:
+    """(h, w, 3) by a factor, as mmdet resizes."""
+    height, width = (max(1, int(side * factor + 0.5)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def prepared(image: np.ndarray, size: tuple[int, int], about: Mapping[str, Any]) -> Tensor:
+    """A picture (h, w, 3) that fits into a size to (1, 3, H, W): normalised, and padded at the
+    right and below; ``about`` is :func:`.detector.described`."""
+    if about["rgb"]:
+        image = image[..., ::-1]
+    normal = (image.astype(np.float32) - about["mean"]) / about["std"]
+    out = np.full((*size, 3), about["pad_value"], np.float32)
+    out[: image.shape[0], : image.shape[1]] = normal
+    return torch.from_numpy(out).permute(2, 0, 1)[None].contiguous()
+
+
+class Predictor:
+    """A detector's file, called on pictures; ``raw`` takes and gives what the file does.
+
+    Args:
+        raw: From images (1, 3, H, W), as the detector's data preprocessor leaves them, to boxes in
+            their pixels, scores, labels and probabilities of masks in their boxes.
+        loaded: Of the same file.
+    """
+
+    def __init__(self, raw: Runner, loaded: Loaded) -> None:
+        assert loaded.about is not None
+        self.raw, self.about = raw, loaded.about
+        self.size = int(loaded.shape[2] or 0), int(loaded.shape[3] or 0)
+
+    def __call__(self, image: np.ndarray) -> Detections:
+        """What is found on a picture (h, w, 3) of uint8, blue first, as ``cv2.imread`` gives it.
+
+        It is made as large as fits into the file's size, in its own proportions.
+
+        Raises:
+            ValueError: It is no such array.
+        """
+        kind = getattr(image, "shape", None), str(getattr(image, "dtype", type(image).__name__))
+        if kind[1] != "uint8" or len(kind[0]) != 3 or kind[0][2] != 3 or 0 in kind[0]:
+            raise ValueError(
+                f"a picture is an array (h, w, 3) of uint8, not {kind[0]} of {kind[1]}"
+            )
+        height, width = image.shape[:2]
+        image = resized(image, min(self.size[0] / height, self.size[1] / width))
+        scale = image.shape[1] / width, image.shape[0] / height
+        return self.finish(self.raw(prepared(image, self.size, self.about)), scale, (height, width))
+
+    def finish(
+        self, found: Sequence[Tensor], scale: Sequence[float], size: tuple[int, int]
+    ) -> Detections:
+        """What the file found to objects on a picture of this ``size``, whose width and height are
+        those in the file by ``scale``."""
+        boxes, scores, labels, *masks = found
+        boxes = boxes / torch.tensor([*scale, *scale], dtype=boxes.dtype)
+        limit = torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype)
+        boxes = boxes.clamp(min=0).minimum(limit)
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)  # what lies in the padding is not there
+        all_boxes, boxes, scores, labels = boxes, boxes[kept], scores[kept], labels[kept]
+        runs = None
+        if masks:
+            threshold = self.about["mask_threshold"]
+            shown = kept[: len(masks[0])].nonzero().squeeze(1)  # a recipe masks the best alone
+            runs = [pasted_rle(masks[0][i][None], all_boxes[i], size, threshold) for i in shown]
+            runs += [empty_rle(size) for _ in range(len(boxes) - len(runs))]
+        classes = self.about["classes"]
+        names = None if classes is None else [classes[i] for i in labels.tolist()]
+        return Detections(boxes.numpy(), scores.numpy(), labels.numpy(), names, runs, size)
+
+
+def load(file: str | Path, threads: int | None = None) -> Runner | Predictor:
+    """What an exported file does: of a detector's a :class:`Predictor`, of a backbone's a function
+    from images (B, 3, H, W) to the list of float32 maps.
+
+    Args:
+        file: Written by ``tools/export.py``, .onnx or .xml.
+        threads: That the runtime may use; None: as many as it chooses.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such file, or it is of another kind.
+        ImportError: The file's runtime is not installed.
+    """
+    run, loaded = load_runner(file, threads)
+    return run if loaded.about is None else Predictor(run, loaded)

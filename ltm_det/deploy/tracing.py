@@ -1,0 +1,70 @@
+"""Two-stage detectors of mmdet's as they can be traced.
+
+mmdet's heads branch in Python on how many boxes there are, and mmcv's operators are not ONNX's. So
+while a file is written, some functions are replaced by equal ones that have torchvision's operators
+and no such branch.
+"""
+
+import sys
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import torchvision
+from mmdet.models import RPNHead, SingleRoIExtractor
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from ltm_det.detectors import FastRoIExtractor
+
+
+@contextmanager
+def traceable(apart: float):
+    """Replaces what is not traced, see above; boxes of different kinds are moved ``apart``."""
+
+    def of_one_kind(boxes: Tensor, scores: Tensor, kinds: Tensor, nms: Any) -> Tensor:
+        boxes = boxes.reshape(-1, 4)  # the graph knows that there are 4
+        moved = boxes + (kinds * apart).to(boxes)[:, None]
+        return torchvision.ops.nms(moved, scores, nms.iou_threshold)
+
+    def proposals(self: RPNHead, results: InstanceData, cfg: Any, **_: Any) -> InstanceData:
+        width, height = (results.bboxes[:, 2:] - results.bboxes[:, :2]).unbind(-1)
+        results = results[(width > cfg.min_bbox_size) & (height > cfg.min_bbox_size)]
+        kept = of_one_kind(results.bboxes, results.scores, results.level_ids, cfg.nms)
+        return results[kept[: cfg.max_per_img]]
+
+    def objects(
+        boxes: Tensor, scores: Tensor, least: float, nms: Any, most: int, box_dim: int = 4
+    ) -> tuple[Tensor, Tensor]:
+        scores = scores[:, :-1]  # less background
+        boxes = boxes.reshape(scores.shape[0], -1, box_dim).expand(-1, scores.shape[1], -1)
+        at, labels = (scores > least).nonzero().unbind(-1)
+        boxes, scores = boxes[at, labels], scores[at, labels]
+        kept = of_one_kind(boxes, scores, labels, nms)[:most]
+        return torch.cat([boxes, scores[:, None]], -1)[kept], labels[kept]
+
+    def regions(self: SingleRoIExtractor, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
+        maps = maps[: self.num_inputs]
+        levels = self.map_roi_levels(rois, len(maps))
+        size = self.roi_layers[0].output_size
+        out = maps[0].new_zeros(rois.shape[0], self.out_channels, *size)
+        for level, (layer, x) in enumerate(zip(self.roi_layers, maps, strict=True)):
+            at = (levels == level).nonzero().squeeze(1)
+            found = torchvision.ops.roi_align(
+                x, rois[at], size, layer.spatial_scale, layer.sampling_ratio, layer.aligned
+            )
+            out = out.index_put((at,), found)
+        return out
+
+    bbox_head = sys.modules["mmdet.models.roi_heads.bbox_heads.bbox_head"]
+    with ExitStack() as stack:
+        for place, name, function in (
+            (RPNHead, "_bbox_post_process", proposals),
+            (bbox_head, "multiclass_nms", objects),
+            (SingleRoIExtractor, "forward", regions),
+            (FastRoIExtractor, "forward", regions),
+            (torch.onnx, "is_in_onnx_export", lambda: False),  # mmdet's own forms are gone
+        ):
+            stack.enter_context(mock.patch.object(place, name, function))
+        yield
