@@ -56,6 +56,20 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def build_runner(cfg: Config, exported: bool) -> Runner:
+    """The config's runner.
+
+    Raises:
+        PreflightError: What was exported is no detector, or its runtime is missing.
+    """
+    try:
+        return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    except (ValueError, ImportError) as error:
+        if not exported:
+            raise
+        raise preflight.PreflightError(str(error)) from error
+
+
 def mask_format(cfg: Config, args: argparse.Namespace) -> str:
     """Run lengths where COCO's evaluation alone reads the masks, maps of the images otherwise."""
     given = cfg.test_evaluator
@@ -78,11 +92,10 @@ def test(args: argparse.Namespace) -> None:
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if preflight.is_local_main(args.launcher):
-        if not exported:
-            preflight.check_checkpoint(args.checkpoint)
+        preflight.check_checkpoint(args.checkpoint)
         preflight.check_data(cfg, "test")
     with preflight.launched(cfg), preflight.network_errors_named(cfg):
-        runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+        runner = build_runner(cfg, exported)
         if args.out is not None:
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
         runner.test()

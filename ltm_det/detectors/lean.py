@@ -50,8 +50,8 @@ class Recipe:
                 raise ValueError(f"lean.{name}={value!r}: give a whole number from 1, or None")
         if self.rpn_finest not in FINEST:
             raise ValueError(f"lean.rpn_finest={self.rpn_finest!r}: give one of {FINEST}")
-        if not 0 < self.neck_finest <= 1:
-            raise ValueError(f"lean.neck_finest={self.neck_finest}: give more than 0, at most 1")
+        if not 0.5 <= self.neck_finest <= 1:
+            raise ValueError(f"lean.neck_finest={self.neck_finest}: give 0.5 to 1")
         if not 0 <= self.mask_score <= 1:
             raise ValueError(f"lean.mask_score={self.mask_score}: give 0 to 1")
 
@@ -120,15 +120,17 @@ LEAN = Recipe(proposals=300, rpn_finest="half", neck_finest=5 / 7, mask_score=0.
 
 
 class CoarseConv2d(FastConv2d):
-    """A convolution of means of cells on a coarser grid, brought back to the finer one."""
+    """A convolution on a coarser grid, of at least half as many cells along each side, brought back
+    to the finer one; by bilinear weights, at a half means of 2 x 2 cells."""
 
     grid: float
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, D, H, W)."""
         size = [max(1, round(int(side) * self.grid)) for side in x.shape[2:]]
-        found = super().forward(F.interpolate(x, size, mode="area"))
-        return F.interpolate(found, x.shape[2:], mode="bilinear", align_corners=False)
+        few = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        sides = [int(side) for side in x.shape[2:]]
+        return F.interpolate(super().forward(few), sides, mode="bilinear", align_corners=False)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, grid={self.grid:.3g}"

@@ -10,6 +10,7 @@ from mmengine.runner import CheckpointLoader
 
 from ltm_det.engine import preflight
 from ltm_det.measure.benchmark_tables import detector_rows, detector_table
+from ltm_det.measure.detector_forms import EAGER, FORMS
 from ltm_det.measure.detectors import (
     build_detectors,
     find_threshold,
@@ -29,6 +30,10 @@ def measure_detectors(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
         ValueError: On an unknown detector, a base that is not measured, a strange checkpoint.
         PreflightError: There is no such checkpoint.
     """
+    if unfit := set(args.how) - set(FORMS):
+        raise ValueError(f"--how {sorted(unfit)} is of backbones: a detector's is of {[*FORMS]}")
+    if args.how[0] != EAGER:
+        raise ValueError("--how of detectors starts with eager, the form of the base")
     known = known_detectors(cfg)
     args.models = args.models or known
     args.base = args.base or (known[0] if known[0] in args.models else args.models[0])
@@ -47,6 +52,7 @@ def measure_detectors(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
             detector.roi_head.test_cfg.score_thr = threshold
         for dtype in args.dtype:
             counts = dict(rounds=args.rounds, warm_up=args.warm_up, loads=args.load)
+            counts["forms"] = args.how
             found = time_detectors(detectors, images, dtype, args.device, **counts)
             for load, own in found.items():
                 place = dict(shape=shape, batch=batch, mode="inference", dtype=dtype, load=load)

@@ -141,7 +141,7 @@ def detector_rows(found: Mapping[str, Mapping[str, Any]], base: str) -> list[dic
     times = ratios({name: own["seconds"] for name, own in found.items()}, base)
     rows = []
     for name, own in found.items():
-        row = dict(model=name, how="eager", median_ms=1e3 * median(own["seconds"]))
+        row = dict(model=name, median_ms=1e3 * median(own["seconds"]))
         row |= dict(ratio=times[name].median, quartiles=times[name][1:])
         rows.append(row | dict(own))
     return rows
@@ -149,16 +149,16 @@ def detector_rows(found: Mapping[str, Mapping[str, Any]], base: str) -> list[dic
 
 def detector_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Detectors side by side: the whole, its ratio to the base, and the milliseconds of parts."""
-    parts = list(dict.fromkeys(part for row in rows for part in row["parts"]))
+    parts = list(dict.fromkeys(part for row in rows for part in row.get("parts", ())))
     table = [["", *(row["model"] for row in rows)]]
     table.append(["median ms", *(f"{row['median_ms']:.1f}" for row in rows)])
     table.append(["of base", *(f"{row['ratio']:.3f}" for row in rows)])
     table.append(["quartiles", *("{:.3f} to {:.3f}".format(*row["quartiles"]) for row in rows)])
     for part in parts:
-        cells = (1e3 * row["parts"].get(part, 0) for row in rows)
-        table.append([part, *(f"{cell:.1f}" for cell in cells)])
+        cells = (row.get("parts", {}).get(part) for row in rows)
+        table.append([part, *("-" if cell is None else f"{1e3 * cell:.1f}" for cell in cells)])
     for count in ("proposals", "objects"):
-        table.append([count, *(str(row[count]) for row in rows)])
+        table.append([count, *(str(row.get(count, "-")) for row in rows)])
     return aligned(table)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from torch import nn
@@ -22,12 +21,13 @@ from ltm_det.backbones.common.weights import share_weights
 from ltm_det.detectors import FAST
 from ltm_det.measure import peers
 from ltm_det.measure.benchmark_models import DENSE, MERGED, PEERS, model_config, our_type
+from ltm_det.measure.detector_forms import EAGER, FORMS, batch_of
 from ltm_det.measure.load import busy
 from ltm_det.measure.precision import autocast
 from ltm_det.measure.timing import interleaved
 
-# After the name of one of our backbones: with the heads of mmdet's.
-SLOW_HEADS = "+mmdet"
+# After the name of one of our backbones: with the heads of mmdet's, or those of a lean recipe.
+SLOW_HEADS, LEAN_HEADS = "+mmdet", "+lean"
 # The modules inside a detector, and the method, that a part of the time goes to.
 PARTS = {
     "preprocess": ("data_preprocessor", "forward"),
@@ -45,16 +45,23 @@ PARTS = {
 
 
 def known_detectors(cfg: Config) -> list[str]:
-    """Names of detectors for a config: others' backbones and heads, ours, ours on mmdet's heads.
+    """Names of detectors for a config: others' backbones and heads, ours, ours with exact fast
+    heads, with mmdet's and with lean ones.
 
     Raises:
         ValueError: Its backbone or its detector is none that there is a faster form of.
     """
     peer = next(iter(PEERS[our_type(cfg)]))
-    if cfg.model.type.removeprefix("mmdet.") not in FAST:
+    if kind_of(cfg.model) not in FAST:
         raise ValueError(f"the detector is a {cfg.model.type}: give one of {[*FAST]}")
     own = [DENSE] if cfg.model.backbone.get("merger") is None else [DENSE, MERGED]
-    return [peer, *own, *(name + SLOW_HEADS for name in own)]
+    return [peer, *own, *(name + more for more in (SLOW_HEADS, LEAN_HEADS) for name in own)]
+
+
+def kind_of(model: Any) -> str:
+    """The name of mmdet's detector that a model's config is of, or of a fast one."""
+    kind = model["type"].removeprefix("mmdet.")
+    return {fast: own for own, fast in FAST.items()}.get(kind, kind)
 
 
 def build_detectors(
@@ -66,7 +73,7 @@ def build_detectors(
     """Detectors by name in evaluation mode, all of one set of weights.
 
     Args:
-        cfg: Of the detector.
+        cfg: Of the detector; its recipe, or else the common one, is that of lean heads alone.
         names: Of :func:`known_detectors`.
         device: Where they go.
         state: Of the config's own detector. None: random weights.
@@ -79,9 +86,13 @@ def build_detectors(
     for name in dict.fromkeys([DENSE, *names]):
         if name not in known:
             raise ValueError(f"unknown detector {name!r}: choose from {known}")
-        own = model_config(cfg, name.removesuffix(SLOW_HEADS)).model
-        kind = own.type.removeprefix("mmdet.")
-        own.type = FAST[kind] if name in (DENSE, MERGED) else kind
+        backbone = name.removesuffix(SLOW_HEADS).removesuffix(LEAN_HEADS)
+        own = model_config(cfg, backbone).model
+        kind = kind_of(own)
+        own.type = FAST[kind] if name.removesuffix(LEAN_HEADS) in (DENSE, MERGED) else kind
+        recipe = own.pop("lean", None) or True
+        if name.endswith(LEAN_HEADS):
+            own.lean = recipe
         own.backbone.init_cfg = None
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -118,14 +129,6 @@ def load_shared(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     model.load_state_dict({**own, **{k: v for k, v in state.items() if k in own}})
 
 
-def batch_of(images: torch.Tensor) -> dict[str, Any]:
-    """What a test pipeline gives for images (B, 3, H, W) of 0 to 255 that it leaves as they are."""
-    size = tuple(images.shape[2:])
-    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0))
-    samples = [DetDataSample(metainfo=dict(meta, img_id=i)) for i in range(len(images))]
-    return dict(inputs=list(images), data_samples=samples)
-
-
 @torch.no_grad()
 def find_threshold(detector: nn.Module, images: torch.Tensor, objects: int) -> float:
     """The score above which a detector finds so many objects on the first image, if it can."""
@@ -148,6 +151,7 @@ def time_detectors(
     rounds: int,
     warm_up: int,
     loads: Sequence[int] = (0,),
+    forms: Sequence[str] = (EAGER,),
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """Seconds of each detector, in turns inside each load, and of its parts in rounds of their own.
 
@@ -159,30 +163,43 @@ def time_detectors(
         rounds: That are measured.
         warm_up: Rounds before.
         loads: Numbers of busy processes beside it.
+        forms: Of `FORMS`, each of each detector. Nothing is compiled under load.
 
     Returns:
-        By load and name: ``seconds`` of each round, ``parts`` with the median seconds of each, and
-        the numbers of ``proposals`` and ``objects``.
+        By load and name, which has the form after it where that is not eager: ``how``, the form;
+        ``seconds`` of each round; the number of ``objects``; and of eager ones ``parts`` with the
+        median seconds of each, and the number of ``proposals``.
     """
     waits = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
 
     @torch.no_grad()
-    def once(detector: nn.Module) -> Any:
+    def once(run: Callable[[torch.Tensor], Any]) -> Any:
         with autocast(dtype, device):
-            found = detector.test_step(batch_of(images))
+            found = run(images)
         waits()
         return found
 
+    runs, ways = {}, {}
+    for name, detector in detectors.items():
+        for how in forms:
+            key = name if how == EAGER else f"{name} {how}"
+            runs[key] = partial(once, FORMS[how](detector, images))
+            ways[key] = dict(how=how, objects=count(runs[key]()))
     results = {}
     for load in loads:
         with busy(load):
-            runs = {name: partial(once, detector) for name, detector in detectors.items()}
             seconds = interleaved(runs, rounds, warm_up)
-            results[load] = {}
-            for name, detector in detectors.items():
-                own = parts_of(partial(once, detector), detector, waits, min(rounds, 3))
-                results[load][name] = dict(seconds=seconds[name], **own)
+            results[load] = {key: dict(own, seconds=seconds[key]) for key, own in ways.items()}
+            for name in detectors:
+                if name in runs:
+                    own = parts_of(runs[name], detectors[name], waits, min(rounds, 3))
+                    results[load][name] |= own
     return results
+
+
+def count(found: Sequence[Any]) -> int:
+    """Of the objects on all images."""
+    return sum(len(getattr(sample, "pred_instances", sample)) for sample in found)
 
 
 def parts_of(
@@ -194,12 +211,12 @@ def parts_of(
     seen: list[int] = []
     handle = regions.register_forward_hook(lambda _, args, __: seen.append(len(args[1])))
     with parts_timed(detector, wait) as spent:
-        found = [once() for _ in range(rounds)][-1]
+        for _ in range(rounds):
+            once()
     handle.remove()
     return dict(
         parts={part: median(sums(own, rounds)) for part, own in spent.items()},
         proposals=seen[-1],
-        objects=sum(len(sample.pred_instances) for sample in found),
     )
 
 

@@ -106,6 +106,9 @@ def against_pixels(
     axes.legend(fontsize="x-small")
 
 
+WHOLE = "all of it"  # of a form whose parts are not timed
+
+
 def draw_parts(rows: Sequence[Mapping[str, Any]], title: str, out: Path) -> None:
     """Writes a picture of detectors' times as bars stacked of their parts, a panel a place.
 
@@ -116,6 +119,7 @@ def draw_parts(rows: Sequence[Mapping[str, Any]], title: str, out: Path) -> None
         out: Where to write it.
     """
     places = list(dict.fromkeys(place_of(row) for row in rows))
+    rows = [dict(row, parts=row.get("parts") or {WHOLE: row["median_ms"] / 1e3}) for row in rows]
     parts = list(dict.fromkeys(part for row in rows for part in row["parts"]))
     figure = Figure((9, 1.2 + len(rows) * 0.5 + len(places) * 0.8), layout="constrained")
     for axes, place in zip(figure.subplots(len(places), squeeze=False)[:, 0], places):

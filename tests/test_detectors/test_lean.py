@@ -50,7 +50,7 @@ def build():
         (dict(proposals=0), "lean.proposals=0: give a whole number from 1"),
         (dict(masks=1.5), "lean.masks=1.5: give a whole number"),
         (dict(rpn_finest="quarter"), "lean.rpn_finest='quarter': give one of"),
-        (dict(neck_finest=0), "lean.neck_finest=0: give more than 0"),
+        (dict(neck_finest=0.4), "lean.neck_finest=0.4: give 0.5 to 1"),
         (dict(mask_score=-0.1), "lean.mask_score=-0.1: give 0 to 1"),
     ],
 )

@@ -1,5 +1,6 @@
 """Whole detectors' times: who takes part, with which weights, and which part takes what."""
 
+import copy
 import json
 import runpy
 import sys
@@ -8,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.models import MaskRCNN
 from mmengine.config import Config
 
-from ltm_det.detectors import FastMaskRCNN
+from ltm_det.detectors import LEAN, FastMaskRCNN
 from ltm_det.measure import detectors
 from ltm_det.measure.benchmark_tables import detector_rows, detector_table
+from ltm_det.measure.detector_forms import FORMS
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs/demo_ltm_swin_maskrcnn.py"
-NAMES = ["mmdet", "dense", "merged", "dense+mmdet", "merged+mmdet"]
+OWN = ["mmdet", "dense", "merged", "dense+mmdet", "merged+mmdet"]
+NAMES = [*OWN, "dense+lean", "merged+lean"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def built(cfg: Config) -> dict[str, torch.nn.Module]:
 def test_names(cfg: Config) -> None:
     assert detectors.known_detectors(cfg) == NAMES
     vit = Config.fromfile(ROOT / "configs/vit_s_cascade.py")
-    assert detectors.known_detectors(vit) == ["timm", "dense", "dense+mmdet"]
+    assert detectors.known_detectors(vit) == ["timm", "dense", "dense+mmdet", "dense+lean"]
     with pytest.raises(ValueError, match="unknown detector 'fast': choose from"):
         detectors.build_detectors(cfg, ["fast"], "cpu")
     other = Config(dict(model=dict(type="RetinaNet", backbone=cfg.model.backbone)))
@@ -43,10 +47,10 @@ def test_names(cfg: Config) -> None:
 @torch.no_grad()
 def test_all_have_the_same_weights_and_find_the_same(built) -> None:
     """Dense ones, whatever their backbone's and heads' form."""
-    assert [type(model) is FastMaskRCNN for model in built.values()] == [0, 1, 1, 0, 0]
+    assert [type(model) is FastMaskRCNN for model in built.values()] == [0, 1, 1, 0, 0, 1, 1]
     images = torch.randint(0, 256, (1, 3, 112, 112), dtype=torch.uint8)
     maps = {name: model.extract_feat(images / 255)[0] for name, model in built.items()}
-    for name in ("mmdet", "dense+mmdet"):
+    for name in ("mmdet", "dense+mmdet"):  # lean heads have other maps
         assert (maps[name] - maps["dense"]).abs().max() < 1e-3 * maps["dense"].abs().max()
     assert (maps["merged+mmdet"] - maps["merged"]).abs().max() < 1e-3 * maps["merged"].abs().max()
     assert (maps["merged"] - maps["dense"]).abs().max() > 1e-3 * maps["dense"].abs().max()
@@ -75,6 +79,40 @@ def test_parts_make_up_the_whole(built) -> None:
     printed = detector_table(rows)
     assert all(part in printed for part in rows[0]["parts"])
     assert not any("forward" in vars(model.backbone) for model in models.values())
+
+
+def test_lean_heads_are_the_configs_own_or_the_common_ones(cfg: Config, built) -> None:
+    """And no others: a config's recipe is not that of its exact heads."""
+    assert built["merged+lean"].test_cfg.rcnn.masks == LEAN.masks
+    own = copy.deepcopy(cfg)
+    own.model.update(type="FastMaskRCNN", lean=dict(masks=3))
+    found = detectors.build_detectors(own, ["mmdet", "merged", "merged+lean"], "cpu")
+    counts = [model.roi_head.test_cfg.get("masks") for model in found.values()]
+    assert counts == [None, None, 3] and type(found["mmdet"]) is MaskRCNN
+
+
+def test_forms_of_a_detector_find_the_same(built) -> None:
+    """From images on: compiled, and as a file, int8 about."""
+    images = torch.randint(0, 256, (1, 3, 112, 112), dtype=torch.uint8)
+    model = built["merged"]
+    forms = ["eager", "compiled", "openvino", "openvino_int8"]
+    found = {}
+    with torch.no_grad():
+        for how in forms:
+            run = FORMS[how](model, images)
+            found[how] = getattr(run(images)[0], "pred_instances", run(images)[0])
+    scores = {how: torch.as_tensor(own.scores)[:5] for how, own in found.items()}
+    for how in forms[1:3]:
+        torch.testing.assert_close(scores[how], scores["eager"], atol=1e-3, rtol=0)
+    assert all(len(own) > 0 for own in found.values())
+    (own,) = detectors.time_detectors(
+        dict(merged=model), images, "float32", "cpu", 2, 0, forms=forms[:2]
+    ).values()
+    assert list(own) == ["merged", "merged compiled"]
+    assert [row["how"] for row in own.values()] == forms[:2]
+    assert "parts" in own["merged"] and "parts" not in own["merged compiled"]
+    printed = detector_table(detector_rows(own, "merged"))
+    assert "merged compiled" in printed
 
 
 def test_sums_of_calls_by_pass() -> None:
@@ -113,9 +151,22 @@ def test_another_detectors_checkpoint_is_refused(tool, tmp_path: Path, capsys) -
 
 
 @pytest.mark.parametrize(
+    "how, message",
+    [
+        (["eager", "frozen"], "--how ['frozen'] is of backbones: a detector's is of"),
+        (["compiled"], "--how of detectors starts with eager"),
+    ],
+)
+def test_forms_of_backbones_are_refused(tool, how: list[str], message: str, capsys) -> None:
+    assert tool(DEMO, "--part", "detector", "--device", "cpu", "--how", *how) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "words, message",
     [
         (["--part", "detector", "--mode", "training"], "--part detector is timed in inference"),
+        (["--how", "openvino_int8"], "--how ['openvino_int8'] is for --part detector"),
         (["--part", "detector", "--objects", 0], "--objects must be at least 1"),
         (["--checkpoint", "a.pth"], "--checkpoint is for --part detector"),
     ],

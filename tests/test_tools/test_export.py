@@ -88,6 +88,48 @@ def test_a_whole_detector_with_random_weights(
     assert "no picture can be read from no.png" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_whole_detectors_file_is_tested_like_a_checkpoint(
+    main: Callable, swin: tuple, tmp_path: Path, capsys
+) -> None:
+    """In float32 it finds what the detector finds; int8 runs; a backbone's file is refused."""
+    config, checkpoint = swin
+    shape, whole = ["--shape", 64, 64], ["--part", "detector"]
+    files = {name: tmp_path / f"{name}.xml" for name in ("float32", "int8")}
+    assert main("export.py", *swin, "--out", files["float32"], *shape, *whole) == 0
+    pictures = next(config.parent.glob("**/*.png")).parent
+    ranges = ["--dtype", "int8", "--calibration", pictures, "--calibration-size", 2]
+    assert main("export.py", *swin, "--out", files["int8"], *shape, *whole, *ranges) == 0
+    assert deploy.load(files["float32"]).about["classes"] == ["box", "slab"]
+    found = {}
+    for name, weights in dict(own=checkpoint, **files).items():
+        out = tmp_path / f"{name}.pkl"
+        assert main("test.py", config, weights, "--work-dir", tmp_path / name, "--out", out) == 0
+        found[name] = [image["pred_instances"] for image in pickle.loads(out.read_bytes())]
+    for own, exported in zip(found["own"], found["float32"], strict=True):
+        assert_found(own, exported)
+        assert_found(exported, own)
+    assert sum(len(image["scores"]) for image in found["int8"]) > 0
+    assert main("test.py", config, files["float32"], "--work-dir", tmp_path / "rle") == 0
+
+    assert main("export.py", *swin, "--out", tmp_path / "backbone.onnx", *shape) == 0
+    capsys.readouterr()
+    assert main("test.py", config, tmp_path / "backbone.onnx", "--work-dir", tmp_path) == 2
+    assert "holds no detector: write one with" in capsys.readouterr().err
+    assert main("test.py", config, tmp_path / "none.onnx", "--work-dir", tmp_path) == 2
+    assert "no checkpoint at" in capsys.readouterr().err
+
+
+def test_calibration_needs_pictures(main: Callable, swin: tuple, tmp_path: Path, capsys) -> None:
+    options = ["--out", tmp_path / "a.xml", "--shape", 64, 64, "--part", "detector"]
+    options += ["--dtype", "int8", "--calibration", tmp_path]
+    assert main("export.py", *swin, *options) == 2
+    assert "no pictures" in capsys.readouterr().err
+    (tmp_path / "a.png").write_text("no picture")
+    assert main("export.py", *swin, *options) == 2
+    assert "no picture can be read from" in capsys.readouterr().err
+
+
 def test_a_file_that_differs_fails_the_check(
     main: Callable, swin: tuple, tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -105,7 +147,11 @@ def test_a_file_that_differs_fails_the_check(
         ["--out", "a.pt"],
         ["--out", "a.onnx", "--dtype", "bfloat16"],
         ["--out", "a.xml", "--shape"],
-        ["--out", "a.xml", "--part", "detector"],
+        ["--part", "detector", "--dynamic", "--out", "a.xml"],
+        ["--out", "a.xml", "--dtype", "int8", "--calibration", "."],
+        ["--dtype", "int8", "--out", "a.xml", "--part", "detector"],
+        ["--calibration-size", "0", "--out", "a.xml"],
+        ["--out", "a.xml", "--part", "detector", "--dtype", "bfloat16", "--check"],
         ["--out", "a.onnx", "--image", "a.png"],
     ],
 )
@@ -114,7 +160,8 @@ def test_bad_options_are_refused(main: Callable, options: list, capsys) -> None:
     with pytest.raises(SystemExit) as end:
         main("export.py", "no.py", *options)
     assert end.value.code == 2
-    assert re.search("error: --(out|dtype|shape|part|image) ", capsys.readouterr().err)
+    refused = "error: (--(out|dtype|shape|part|image|calibration-size) |what bfloat16 changes)"
+    assert re.search(refused, capsys.readouterr().err)
 
 
 def test_what_is_missing_is_named(main: Callable, swin: tuple, tmp_path: Path, capsys) -> None:

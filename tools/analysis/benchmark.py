@@ -10,8 +10,9 @@ format named; 'same way' are ratios to the same model in the row's own. A load o
 that each keep a CPU busy meanwhile. Peak memory is that of ltm_det.measure.memory: what a pass adds
 to the loaded model, eager, in a process of its own, without load.
 
-With --part detector whole detectors take turns, from images to boxes and pasted masks, eager: the
-peer's backbone with mmdet's heads, ours with fast ones, and ours with mmdet's ('dense+mmdet'). The
+With --part detector whole detectors take turns, from images to boxes and pasted masks: the peer's
+backbone with mmdet's heads, ours with fast ones, with mmdet's ('dense+mmdet') and with those of a
+lean recipe ('dense+lean'; the config's, or the common one), eager or in the forms of --how. The
 threshold of scores is put where the base finds --objects on the first image.
 """
 
@@ -57,6 +58,7 @@ from ltm_det.measure.benchmark_tables import (  # noqa: E402
     rows_of,
     with_peaks,
 )
+from ltm_det.measure.detector_forms import FORMS  # noqa: E402
 from ltm_det.measure.flops import count_backbone  # noqa: E402
 from ltm_det.measure.load import LoadError  # noqa: E402
 from ltm_det.measure.machine import machine  # noqa: E402
@@ -119,11 +121,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--how",
         nargs="+",
-        choices=list(RUNNERS),
+        choices=list(dict.fromkeys([*RUNNERS, *FORMS])),
         default=["eager"],
         help="forms; compiled is torch.compile for one size, frozen the same with constant "
         "weights, exported what torch.export finds, the others what tools/export.py writes "
-        "(default: eager)",
+        "; of a detector also openvino_int8, but not frozen and exported (default: eager)",
     )
     parser.add_argument(
         "--load",
@@ -162,10 +164,12 @@ def parse() -> argparse.Namespace:
     if kind == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: no CUDA device is visible; give --device cpu")
     if args.part == "detector":
-        if args.mode != ["inference"] or args.how != ["eager"] or "bfloat16" in args.dtype:
-            parser.error("--part detector is timed in inference, eager, as float32 or amp")
+        if args.mode != ["inference"] or "bfloat16" in args.dtype:
+            parser.error("--part detector is timed in inference, as float32 or amp")
         if args.objects < 1:
             parser.error("--objects must be at least 1")
+    elif unfit := set(args.how) - set(RUNNERS):
+        parser.error(f"--how {sorted(unfit)} is for --part detector")
     elif args.checkpoint is not None:
         parser.error("--checkpoint is for --part detector: a backbone's time has no need of one")
     if args.mode == ["memory"]:

@@ -1,0 +1,130 @@
+"""What a lean recipe costs in AP: a trained detector with each part of it alone, and with all.
+
+Every (recipe, checkpoint) that OUT has no row for yet is evaluated by tools/test.py with one
+thread; so an interrupted run goes on where it stopped. Beside OUT.csv, OUT.md gets means over the
+checkpoints and their differences from 'fast', the exact heads; 'mmdet' are mmdet's own.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
+
+# isort: split
+from ltm_det.detectors import FAST, LEAN  # noqa: E402
+from ltm_det.engine.preflight import PreflightError, check_checkpoint, load_config  # noqa: E402
+from ltm_det.measure.detectors import kind_of  # noqa: E402
+from ltm_det.studies.runs import (  # noqa: E402
+    METRICS,
+    as_typed,
+    commit,
+    last_metrics,
+    read_rows,
+    run_tool,
+    write_rows,
+)
+
+MMDET, EXACT = "mmdet", "fast"
+COLUMNS = ("recipe", "checkpoint", *METRICS, "minutes", "commit", "command")
+RECIPES: dict[str, dict[str, Any]] = {
+    EXACT: {},
+    **{
+        f"{key}={short}": {key: value}
+        for key, value, short in (
+            ("proposals", 300, "300"),
+            ("proposals", 100, "100"),
+            ("rpn_finest", "half", "half"),
+            ("rpn_finest", "none", "none"),
+            ("neck_finest", 5 / 7, "5/7"),
+            ("neck_finest", 0.5, "1/2"),
+            ("mask_score", 0.1, "0.1"),
+            ("masks", 50, "50"),
+        )
+    },
+    "lean": LEAN.as_dict(),
+}
+
+
+def options_of(kind: str, recipe: str) -> list[str]:
+    """What has to be changed in a config of one of mmdet's detectors, for a recipe."""
+    if recipe == MMDET:
+        return [f"model.type={kind}"]
+    found = [f"model.type={FAST[kind]}"]
+    return found + [f"model.lean.{key}={value}" for key, value in RECIPES[recipe].items()]
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A table in Markdown: a recipe's mean AP and how far it lies from the exact one's."""
+    lines = [
+        "| recipe | checkpoints | box AP | mask AP | box | mask |",
+        "|---|---|---|---|---|---|",
+    ]
+    exact = {row["checkpoint"]: row for row in rows if row["recipe"] == EXACT}
+    for recipe in (MMDET, *RECIPES):
+        own = [row for row in rows if row["recipe"] == recipe and row["checkpoint"] in exact]
+        if not own:
+            continue
+        cells, apart = [recipe, str(len(own))], []
+        for metric in ("bbox_mAP", "segm_mAP"):
+            cells.append(f"{100 * mean(float(row[metric]) for row in own):.2f}")
+            each = [float(row[metric]) - float(exact[row["checkpoint"]][metric]) for row in own]
+            apart.append(f"{100 * mean(each):+.2f}")
+        lines.append(f"| {' | '.join(cells + apart)} |")
+    return "\n".join(lines) + "\n"
+
+
+def run(args: argparse.Namespace) -> None:
+    kind = kind_of(load_config(args.config, None).model)
+    if kind not in FAST:
+        raise ValueError(f"the detector is a {kind}: give one of {[*FAST]}")
+    for checkpoint in args.checkpoints:
+        check_checkpoint(checkpoint)
+    table = args.out.with_suffix(".csv")
+    rows: list[dict[str, Any]] = list(read_rows(table))
+    done = {(row["recipe"], row["checkpoint"]) for row in rows}
+    for recipe in args.recipes:
+        for checkpoint in args.checkpoints:
+            if (recipe, checkpoint) in done:
+                continue
+            command = ["tools/test.py", args.config, checkpoint]
+            options = ["--cfg-options", *options_of(kind, recipe)]
+            with tempfile.TemporaryDirectory() as folder:
+                log = args.out.with_name(f"{args.out.name}.log")
+                minutes = run_tool([*command, "--work-dir", folder, *options], log)
+                metrics = last_metrics(Path(folder))
+            log.unlink()
+            row = dict(recipe=recipe, checkpoint=checkpoint, minutes=minutes, commit=commit())
+            rows.append(row | metrics | dict(command=as_typed([*command, *options])))
+            write_rows(table, COLUMNS, rows)
+            args.out.with_suffix(".md").write_text(summary(rows))
+            print(f"{recipe}, {checkpoint}: {metrics}", flush=True)
+    print(summary(rows))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="config file of a detector, with its data")
+    parser.add_argument("checkpoints", nargs="+", help="checkpoint files, such as of several seeds")
+    parser.add_argument("--out", type=Path, required=True, help="of the tables, OUT.csv and OUT.md")
+    known = [MMDET, *RECIPES]
+    parser.add_argument(
+        "--recipes", nargs="+", choices=known, default=known, help="to evaluate (default: all)"
+    )
+    args = parser.parse_args()
+    try:
+        run(args)
+    except (PreflightError, ValueError, RuntimeError) as error:
+        print(f"lean_price.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
