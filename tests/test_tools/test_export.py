@@ -92,7 +92,8 @@ def test_a_whole_detector_with_random_weights(
 def test_a_whole_detectors_file_is_tested_like_a_checkpoint(
     main: Callable, swin: tuple, tmp_path: Path, capsys
 ) -> None:
-    """In float32 it finds what the detector finds; int8 runs; a backbone's file is refused."""
+    """In float32 it finds what the detector finds, on images of its size, since what is padded has
+    other maps; int8 runs; a backbone's file is refused."""
     config, checkpoint = swin
     shape, whole = ["--shape", 64, 64], ["--part", "detector"]
     files = {name: tmp_path / f"{name}.xml" for name in ("float32", "int8")}
@@ -101,10 +102,11 @@ def test_a_whole_detectors_file_is_tested_like_a_checkpoint(
     ranges = ["--dtype", "int8", "--calibration", pictures, "--calibration-size", 2]
     assert main("export.py", *swin, "--out", files["int8"], *shape, *whole, *ranges) == 0
     assert deploy.load(files["float32"]).about["classes"] == ["box", "slab"]
-    found = {}
+    found, whole_size = {}, "test_dataloader.dataset.pipeline.1.keep_ratio=False"
     for name, weights in dict(own=checkpoint, **files).items():
         out = tmp_path / f"{name}.pkl"
-        assert main("test.py", config, weights, "--work-dir", tmp_path / name, "--out", out) == 0
+        words = ["--work-dir", tmp_path / name, "--out", out, "--cfg-options", whole_size]
+        assert main("test.py", config, weights, *words) == 0
         found[name] = [image["pred_instances"] for image in pickle.loads(out.read_bytes())]
     for own, exported in zip(found["own"], found["float32"], strict=True):
         assert_found(own, exported)
