@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pycocotools import mask as coco
+
+from ltm_det.studies.runs import last_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
@@ -95,6 +98,34 @@ def test_test_evaluates_dumps_and_paints(
     assert 0 <= metrics["coco/bbox_mAP"] <= 1
     assert 0 <= metrics["coco/segm_mAP"] <= 1
     assert len(list(tmp_path.glob("*/painted/*.png"))) == 4
+
+
+@pytest.mark.slow
+def test_fast_heads_find_what_mmdets_find_with_trained_weights(
+    trained: Path, main: Callable, tiny_config: Path, tmp_path: Path
+) -> None:
+    """And masks are the same pixels; without --out they are run lengths, which evaluate alike."""
+    found, metrics = {}, {}
+    least = "model.test_cfg.rcnn.score_thr=0.01"
+    for kind in ("MaskRCNN", "FastMaskRCNN"):
+        words = [tiny_config, trained / "iter_40.pth", "--cfg-options", least, f"model.type={kind}"]
+        out = tmp_path / f"{kind}.pkl"
+        assert main("test.py", *words, "--work-dir", tmp_path / "out", "--out", out) == 0
+        found[kind] = [image["pred_instances"] for image in pickle.loads(out.read_bytes())]
+        assert main("test.py", *words, "--work-dir", tmp_path / kind) == 0
+        metrics[kind] = last_metrics(tmp_path / kind)
+    for name, value in metrics["MaskRCNN"].items():
+        assert abs(metrics["FastMaskRCNN"][name] - value) <= 1e-3
+    for own, fast in zip(*found.values(), strict=True):
+        clear = own["scores"] > 0.01 + 1e-4  # of the rest, rounding decides
+        apart = (own["bboxes"][:, None] - fast["bboxes"]).abs().amax(-1)
+        apart += 1e6 * (own["labels"][:, None] != fast["labels"])
+        near, at = apart.min(1)
+        assert clear.any() and (near[clear] < 0.01).float().mean() > 0.9
+        pixels = [coco.decode(list(image["masks"])) for image in (own, fast)]
+        same = clear & (near < 0.01)
+        differ = pixels[0][..., same.numpy()] != pixels[1][..., at[same].numpy()]
+        assert differ.mean() < 1e-3
 
 
 @pytest.mark.slow
