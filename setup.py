@@ -11,7 +11,13 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "ltm_det" / "__init__.py").read_text(), re.MULTILINE
 )[1]
 
-DEPLOY = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0"]
+DEPLOY = [
+    "onnx>=1.17",
+    "onnxscript>=0.5",
+    "onnxruntime>=1.20",
+    "openvino>=2025.0",
+    "nncf>=3.0",  # int8
+]
 
 setup(
     name="ltm_det",
