@@ -26,7 +26,7 @@ def test_prices(main: Callable, tiny_config: Path, tmp_path: Path, capsys) -> No
     rows = list(csv.DictReader(out.with_suffix(".csv").open()))
     assert [row["recipe"] for row in rows] == ["mmdet", "fast", "lean"]
     assert (
-        "model.lean.proposals=300" in rows[2]["command"]
+        "model.lean.proposals=6 " in rows[2]["command"]
         and "lean" not in rows[1]["command"].split("cfg-options")[1]
     )
     assert rows[0]["bbox_mAP"] == rows[1]["bbox_mAP"]
@@ -44,6 +44,11 @@ def test_what_is_missing_is_named(
 ) -> None:
     assert main("analysis/lean_price.py", tiny_config, "no.pth", "--out", tmp_path / "a") == 2
     assert "no checkpoint at no.pth" in capsys.readouterr().err
+    checkpoint = tmp_path / "a.pth"
+    checkpoint.write_bytes(b"")
+    words = [tiny_config, checkpoint, "--out", tmp_path / "a", "--recipes", "cheap"]
+    assert main("analysis/lean_price.py", *words) == 2
+    assert "no recipe ['cheap']: choose from ['mmdet', 'fast', 'pro" in capsys.readouterr().err
     other = tiny_config.with_name("lean_other.py")
     other.write_text(f"_base_ = '{tiny_config}'\nmodel = dict(type='SparseRCNN')\n")
     assert main("analysis/lean_price.py", other, "no.pth", "--out", tmp_path / "a") == 2

@@ -8,6 +8,7 @@ checkpoints and their differences from 'fast', the exact heads; 'mmdet' are mmde
 import argparse
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -31,33 +32,35 @@ from ltm_det.studies.runs import (  # noqa: E402
     write_rows,
 )
 
-MMDET, EXACT = "mmdet", "fast"
+MMDET, EXACT, ALL = "mmdet", "fast", "lean"
 COLUMNS = ("recipe", "checkpoint", *METRICS, "minutes", "commit", "command")
-RECIPES: dict[str, dict[str, Any]] = {
-    EXACT: {},
-    **{
-        f"{key}={short}": {key: value}
-        for key, value, short in (
-            ("proposals", 300, "300"),
-            ("proposals", 100, "100"),
-            ("rpn_finest", "half", "half"),
-            ("rpn_finest", "none", "none"),
-            ("neck_finest", 5 / 7, "5/7"),
-            ("neck_finest", 0.5, "1/2"),
-            ("mask_score", 0.1, "0.1"),
-            ("masks", 50, "50"),
-        )
-    },
-    "lean": LEAN.as_dict(),
-}
+# Of a detector with other numbers of proposals and objects than mmdet's, the same shares.
+SHARES = dict(proposals=1000, masks=100)
 
 
-def options_of(kind: str, recipe: str) -> list[str]:
+def recipes_of(test_cfg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Recipes by name: the common one, and each part of it alone, some of them further reduced."""
+    most = dict(proposals=test_cfg["rpn"]["max_per_img"], masks=test_cfg["rcnn"]["max_per_img"])
+
+    def own(key: str, value: Any) -> Any:
+        return max(1, round(value / SHARES[key] * most[key])) if key in SHARES else value
+
+    parts = [*LEAN.as_dict().items()]
+    parts += [("proposals", 100), ("rpn_finest", "none"), ("neck_finest", 0.5)]
+    parts = [(key, own(key, value)) for key, value in parts]
+    alone = {
+        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}": {key: value}
+        for key, value in parts
+    }
+    return {EXACT: {}, **alone, ALL: {key: own(key, v) for key, v in LEAN.as_dict().items()}}
+
+
+def options_of(kind: str, recipe: str, recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What has to be changed in a config of one of mmdet's detectors, for a recipe."""
     if recipe == MMDET:
         return [f"model.type={kind}"]
     found = [f"model.type={FAST[kind]}"]
-    return found + [f"model.lean.{key}={value}" for key, value in RECIPES[recipe].items()]
+    return found + [f"model.lean.{key}={value}" for key, value in recipes[recipe].items()]
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -67,7 +70,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     exact = {row["checkpoint"]: row for row in rows if row["recipe"] == EXACT}
-    for recipe in (MMDET, *RECIPES):
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
         own = [row for row in rows if row["recipe"] == recipe and row["checkpoint"] in exact]
         if not own:
             continue
@@ -81,7 +84,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    kind = kind_of(load_config(args.config, None).model)
+    model = load_config(args.config, None).model
+    kind = kind_of(model)
     if kind not in FAST:
         raise ValueError(f"the detector is a {kind}: give one of {[*FAST]}")
     for checkpoint in args.checkpoints:
@@ -89,12 +93,15 @@ def run(args: argparse.Namespace) -> None:
     table = args.out.with_suffix(".csv")
     rows: list[dict[str, Any]] = list(read_rows(table))
     done = {(row["recipe"], row["checkpoint"]) for row in rows}
-    for recipe in args.recipes:
+    recipes = recipes_of(model.test_cfg)
+    if unknown := set(args.recipes or ()) - {MMDET, *recipes}:
+        raise ValueError(f"no recipe {sorted(unknown)}: choose from {[MMDET, *recipes]}")
+    for recipe in args.recipes or [MMDET, *recipes]:
         for checkpoint in args.checkpoints:
             if (recipe, checkpoint) in done:
                 continue
             command = ["tools/test.py", args.config, checkpoint]
-            options = ["--cfg-options", *options_of(kind, recipe)]
+            options = ["--cfg-options", *options_of(kind, recipe, recipes)]
             with tempfile.TemporaryDirectory() as folder:
                 log = args.out.with_name(f"{args.out.name}.log")
                 minutes = run_tool([*command, "--work-dir", folder, *options], log)
@@ -113,10 +120,7 @@ def main() -> int:
     parser.add_argument("config", help="config file of a detector, with its data")
     parser.add_argument("checkpoints", nargs="+", help="checkpoint files, such as of several seeds")
     parser.add_argument("--out", type=Path, required=True, help="of the tables, OUT.csv and OUT.md")
-    known = [MMDET, *RECIPES]
-    parser.add_argument(
-        "--recipes", nargs="+", choices=known, default=known, help="to evaluate (default: all)"
-    )
+    parser.add_argument("--recipes", nargs="+", metavar="NAME", help="to evaluate (default: all)")
     args = parser.parse_args()
     try:
         run(args)
