@@ -115,8 +115,8 @@ class Recipe:
         convs[0].conv = coarse
 
 
-# Chosen by results/lean: see the README for what it costs.
-LEAN = Recipe(proposals=300, rpn_finest="half", neck_finest=5 / 7, mask_score=0.1, masks=50)
+# What costs next to nothing without training; see results/lean for the rest.
+LEAN = Recipe(proposals=300, mask_score=0.1, masks=50)
 
 
 class CoarseConv2d(FastConv2d):

@@ -69,7 +69,7 @@ def test_what_a_config_may_say() -> None:
 @pytest.mark.parametrize("rpn_finest", ["half", "none"])
 def test_names_and_training(build, name: str, rpn_finest: str) -> None:
     """Weights are mmdet's, and all of them learn."""
-    lean = build(name, {**LEAN.as_dict(), "rpn_finest": rpn_finest})
+    lean = build(name, {**LEAN.as_dict(), "rpn_finest": rpn_finest, "neck_finest": 5 / 7})
     shapes = {key: value.shape for key, value in build(name).state_dict().items()}
     assert {key: value.shape for key, value in lean.state_dict().items()} == shapes
     data = demo_mm_inputs(2, [(3, 96, 128)] * 2, num_classes=3, with_mask=lean.with_mask)
@@ -204,5 +204,6 @@ def test_the_best_alone_have_masks(build, name: str, form: str, rescale: bool) -
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["mask", "faster", "cascade"])
 def test_a_lean_detector_finds_objects(build, name: str) -> None:
-    for sample in build(name, True).test_step(batch()):
-        assert len(sample.pred_instances) == 30
+    for lean in (True, dict(rpn_finest="half", neck_finest=0.6)):
+        for sample in build(name, lean).test_step(batch()):
+            assert len(sample.pred_instances) == 30
