@@ -83,7 +83,7 @@ def test_parts_make_up_the_whole(built) -> None:
 
 def test_lean_heads_are_the_configs_own_or_the_common_ones(cfg: Config, built) -> None:
     """And no others: a config's recipe is not that of its exact heads."""
-    assert built["merged+lean"].test_cfg.rcnn.masks == LEAN.masks
+    assert built["merged+lean"].test_cfg.rcnn.mask_score == LEAN.mask_score
     own = copy.deepcopy(cfg)
     own.model.update(type="FastMaskRCNN", lean=dict(masks=3))
     found = detectors.build_detectors(own, ["mmdet", "merged", "merged+lean"], "cpu")
