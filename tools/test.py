@@ -22,7 +22,7 @@ from mmengine.registry import RUNNERS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 from ltm_det.deploy.detector import FORMATS  # noqa: E402
-from ltm_det.detectors import FAST  # noqa: E402
+from ltm_det.detectors import FAST, check_lean  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
 
 
@@ -70,12 +70,47 @@ def build_runner(cfg: Config, exported: bool) -> Runner:
         raise preflight.PreflightError(str(error)) from error
 
 
+def check_model(model: ConfigDict) -> None:
+    """Before anything is built.
+
+    Raises:
+        PreflightError: A lean recipe that there is not.
+    """
+    try:
+        check_lean(model)
+    except ValueError as error:
+        raise preflight.PreflightError(str(error)) from error
+
+
+def use_file(cfg: Config, args: argparse.Namespace) -> None:
+    """An exported detector in the place of the config's, whose hooks may look for a backbone.
+
+    Raises:
+        PreflightError: What was asked for has been fixed when the file was written, or several
+            processes.
+    """
+    fixed = [key for key in args.cfg_options or () if key.partition(".")[0] == "model"]
+    if fixed:
+        raise preflight.PreflightError(
+            f"{args.checkpoint} is a whole detector, which {sorted(fixed)} cannot change: export "
+            "it with these --cfg-options"
+        )
+    if args.launcher != "none":
+        raise preflight.PreflightError(
+            "an exported detector is tested in one process: no --launcher"
+        )
+    masks = mask_format(cfg, args)
+    cfg.model = ConfigDict(type="ExportedDetector", file=args.checkpoint, mask_format=masks)
+    cfg.load_from, cfg.resume, cfg.custom_hooks = None, False, []
+
+
 def mask_format(cfg: Config, args: argparse.Namespace) -> str:
     """Run lengths where COCO's evaluation alone reads the masks, maps of the images otherwise."""
     given = cfg.test_evaluator
     metrics = given if isinstance(given, (list, tuple)) else [given]
     kinds = {str(metric.get("type")).removeprefix("mmdet.") for metric in metrics}
-    read = args.out is not None or args.show or args.show_dir
+    draws = ((cfg.get("default_hooks") or {}).get("visualization") or {}).get("draw", False)
+    read = args.out is not None or args.show or args.show_dir or draws
     return "rle" if kinds == {"CocoMetric"} and not read else "bitmap"
 
 
@@ -83,9 +118,9 @@ def test(args: argparse.Namespace) -> None:
     cfg = preflight.load_run_config(args)
     exported = Path(args.checkpoint).suffix in FORMATS
     if exported:
-        masks = mask_format(cfg, args)
-        cfg.model = ConfigDict(type="ExportedDetector", file=args.checkpoint, mask_format=masks)
+        use_file(cfg, args)
     else:
+        check_model(cfg.model)
         cfg.load_from = args.checkpoint
         if cfg.model.type in FAST.values():
             cfg.model.test_cfg.rcnn.setdefault("mask_format", mask_format(cfg, args))

@@ -60,9 +60,18 @@ class WholeDetector(nn.Module):
         for name, cfg in dict(rpn=heads[0].test_cfg, rcnn=heads[1].test_cfg).items():
             if cfg.nms.type != "nms":
                 raise ValueError(f"test_cfg.{name}.nms is of type {cfg.nms.type!r}: give 'nms'")
+            if unknown := set(cfg.nms) - {"type", "iou_threshold", "class_agnostic"}:
+                raise ValueError(f"test_cfg.{name}.nms has {sorted(unknown)}: no file can do that")
+        threshold = heads[1].test_cfg.get("mask_thr_binary", 0.5)
+        if detector.with_mask and threshold < 0:
+            raise ValueError(
+                f"test_cfg.rcnn.mask_thr_binary={threshold} asks for soft masks: a file gives "
+                "binary ones, give at least 0"
+            )
         self.detector = detector
         self.names = NAMES if detector.with_mask else NAMES[:-1]
-        self.stages = [(i,) for i in range(getattr(heads[1], "num_stages", 0))] or [()]
+        cascade = is_cascade(detector)
+        self.stages = [(i,) for i in range(heads[1].num_stages)] if cascade else [()]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(1, 3, H, W), as the data preprocessor leaves it, to boxes (K, 4), x1, y1, x2, y2 in
@@ -127,6 +136,10 @@ class WholeDetector(nn.Module):
         return found.sigmoid()[:, 0]
 
 
+def is_cascade(detector: nn.Module) -> bool:
+    return isinstance(detector.roi_head, CascadeRoIHead)
+
+
 def described(detector: nn.Module, classes: Sequence[str] | None) -> dict[str, Any]:
     """What one has to know of a detector to use its file: how pictures become its input, names."""
     given = detector.data_preprocessor
@@ -163,7 +176,7 @@ def save_detector(
 
     Raises:
         ValueError: For another detector, another ending, a dtype that its runtime has not, int8
-            without images.
+            without images, another number of names than of classes.
         ImportError: A package is missing.
     """
     file = Path(file)
@@ -173,6 +186,9 @@ def save_detector(
         raise ValueError(f"no {dtype} in {file.suffix}: choose one of {FORMATS[file.suffix]}")
     if (dtype == "int8") != bool(len(calibration)):
         raise ValueError("int8, and nothing else, is calibrated: give images for it")
+    head = WholeDetector(detector).of_stage("bbox_head", (-1,) if is_cascade(detector) else ())
+    if classes is not None and len(classes) != head.num_classes:
+        raise ValueError(f"{len(classes)} names for {head.num_classes} classes: give one each")
     model, about = WholeDetector(detector).eval(), json.dumps(described(detector, classes))
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".onnx":

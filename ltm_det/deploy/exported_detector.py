@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet.models.utils import samplelist_boxtype2tensor
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.model import BaseModel
@@ -53,7 +54,9 @@ class ExportedDetector(BaseModel):
 
     def test_step(self, data: Mapping[str, Any]) -> list[DetDataSample]:
         """Pictures of a test pipeline, (3, h, w) of uint8, to samples with their objects."""
-        return [self.found(*pair) for pair in zip(data["inputs"], data["data_samples"])]
+        samples = [self.found(*pair) for pair in zip(data["inputs"], data["data_samples"])]
+        samplelist_boxtype2tensor(samples)
+        return samples
 
     val_step = test_step
 
@@ -70,7 +73,8 @@ class ExportedDetector(BaseModel):
                     stacklevel=2,
                 )
             picture = resized(picture, factor)
-        scale = picture.shape[1] / size[1], picture.shape[0] / size[0]
+        given = image.shape[2], image.shape[1]  # padding, if there is any, included
+        scale = [s * a / b for s, a, b in zip(sample.scale_factor, picture.shape[1::-1], given)]
         found = predictor.raw(prepared(picture, predictor.size, predictor.about))
         objects = predictor.finish(found, scale, size)
         sample.pred_instances = InstanceData(

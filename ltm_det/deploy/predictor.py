@@ -102,14 +102,15 @@ class Predictor:
         boxes, scores, labels, *masks = found
         boxes = boxes / torch.tensor([*scale, *scale], dtype=boxes.dtype)
         limit = torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype)
-        boxes = boxes.clamp(min=0).minimum(limit)
+        whole, boxes = boxes, boxes.clamp(min=0).minimum(limit)
         kept = (boxes[:, 2:] > boxes[:, :2]).all(1)  # what lies in the padding is not there
-        all_boxes, boxes, scores, labels = boxes, boxes[kept], scores[kept], labels[kept]
+        boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
         runs = None
         if masks:
             threshold = self.about["mask_threshold"]
             shown = kept[: len(masks[0])].nonzero().squeeze(1)  # a recipe masks the best alone
-            runs = [pasted_rle(masks[0][i][None], all_boxes[i], size, threshold) for i in shown]
+            # a mask is that of its whole box, of which a part may lie in the padding
+            runs = [pasted_rle(masks[0][i][None], whole[i], size, threshold) for i in shown]
             runs += [empty_rle(size) for _ in range(len(boxes) - len(runs))]
         classes = self.about["classes"]
         names = None if classes is None else [classes[i] for i in labels.tolist()]
@@ -129,4 +130,6 @@ def load(file: str | Path, threads: int | None = None) -> Runner | Predictor:
         ImportError: The file's runtime is not installed.
     """
     run, loaded = load_runner(file, threads)
+    if loaded.about is None and "boxes" in loaded.names:
+        raise ValueError(f"{file} says nothing of its detector: export it again with this version")
     return run if loaded.about is None else Predictor(run, loaded)

@@ -53,7 +53,15 @@ def load_runner(file: str | Path, threads: int | None = None) -> tuple[Runner, L
         raise FileNotFoundError(
             f"no file at {file}: make it with tools/export.py CONFIG CHECKPOINT --out {file}"
         )
-    loaded = runtimes[file.suffix](file, threads)
+    if file.suffix == ".xml" and not file.with_suffix(".bin").is_file():
+        raise FileNotFoundError(f"no {file.with_suffix('.bin')} beside {file}: both are one model")
+    try:
+        loaded = runtimes[file.suffix](file, threads)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a runtime has to say of a broken file
+        text = str(error).strip().splitlines()
+        raise ValueError(f"{file} cannot be loaded: {text[0] if text else error!r}") from error
     run, shape, names, _ = loaded
 
     def checked(images: Tensor) -> list[Tensor]:
@@ -63,7 +71,8 @@ def load_runner(file: str | Path, threads: int | None = None) -> tuple[Runner, L
         if not fits or any(own not in (None, n) for own, n in zip(taken, images.shape)):
             raise ValueError(
                 f"{file} takes images of shape {shape}, got {list(images.shape)}: export it with "
-                "--shape H W for this size, or with --dynamic for any"
+                "--shape H W for this size"
+                + (", or with --dynamic for any" * ("boxes" not in names))
             )
         array = images.detach().float().cpu().contiguous().numpy()
         parts = [run(array[i : i + 1]) for i in range(len(array))] if one_by_one else [run(array)]

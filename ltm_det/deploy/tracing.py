@@ -25,12 +25,16 @@ def traceable(apart: float):
 
     def of_one_kind(boxes: Tensor, scores: Tensor, kinds: Tensor, nms: Any) -> Tensor:
         boxes = boxes.reshape(-1, 4)  # the graph knows that there are 4
+        if nms.get("class_agnostic", False):
+            return torchvision.ops.nms(boxes, scores, nms.iou_threshold)
         moved = boxes + (kinds * apart).to(boxes)[:, None]
         return torchvision.ops.nms(moved, scores, nms.iou_threshold)
 
     def proposals(self: RPNHead, results: InstanceData, cfg: Any, **_: Any) -> InstanceData:
         width, height = (results.bboxes[:, 2:] - results.bboxes[:, :2]).unbind(-1)
-        results = results[(width > cfg.min_bbox_size) & (height > cfg.min_bbox_size)]
+        least = cfg.get("min_bbox_size", -1)
+        if least >= 0:
+            results = results[(width > least) & (height > least)]
         kept = of_one_kind(results.bboxes, results.scores, results.level_ids, cfg.nms)
         return results[kept[: cfg.max_per_img]]
 
@@ -41,7 +45,9 @@ def traceable(apart: float):
         boxes = boxes.reshape(scores.shape[0], -1, box_dim).expand(-1, scores.shape[1], -1)
         at, labels = (scores > least).nonzero().unbind(-1)
         boxes, scores = boxes[at, labels], scores[at, labels]
-        kept = of_one_kind(boxes, scores, labels, nms)[:most]
+        kept = of_one_kind(boxes, scores, labels, nms)
+        if most > 0:
+            kept = kept[:most]
         return torch.cat([boxes, scores[:, None]], -1)[kept], labels[kept]
 
     def regions(self: SingleRoIExtractor, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:

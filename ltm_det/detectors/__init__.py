@@ -1,7 +1,13 @@
 """The rest of the detector: necks, heads and masks of mmdet's two-stage detectors, faster."""
 
 from ltm_det.detectors.convolutions import FastConv2d, use_fast_convolutions
-from ltm_det.detectors.detectors import FAST, FastCascadeRCNN, FastFasterRCNN, FastMaskRCNN
+from ltm_det.detectors.detectors import (
+    FAST,
+    FastCascadeRCNN,
+    FastFasterRCNN,
+    FastMaskRCNN,
+    check_lean,
+)
 from ltm_det.detectors.heads import FastCascadeRoIHead, FastStandardRoIHead
 from ltm_det.detectors.lean import LEAN, LeanRPNHead, Recipe
 from ltm_det.detectors.masks import FastFCNMaskHead
@@ -20,5 +26,6 @@ __all__ = [
     "FastStandardRoIHead",
     "LeanRPNHead",
     "Recipe",
+    "check_lean",
     "use_fast_convolutions",
 ]

@@ -31,6 +31,18 @@ FAST_PARTS = dict(
 )
 
 
+def check_lean(model: Mapping[str, Any]) -> None:
+    """That a detector's config asks for a lean recipe that there is.
+
+    Raises:
+        ValueError: The detector has none, or the recipe is wrong.
+    """
+    if "lean" in model and model["type"] not in FAST.values():
+        own = [*FAST.values()]
+        raise ValueError(f"model.lean is of {own}, not of a {model['type']}: change model.type")
+    Recipe.of(model.get("lean"))
+
+
 def with_fast_parts(cfg: Any) -> Any:
     """A head's config with the parts of `FAST_PARTS` in the places of mmdet's; others stay."""
     if isinstance(cfg, (list, tuple)):

@@ -50,6 +50,9 @@ class Recipe:
                 raise ValueError(f"lean.{name}={value!r}: give a whole number from 1, or None")
         if self.rpn_finest not in FINEST:
             raise ValueError(f"lean.rpn_finest={self.rpn_finest!r}: give one of {FINEST}")
+        for name in ("neck_finest", "mask_score"):
+            if type(getattr(self, name)) not in (int, float):
+                raise ValueError(f"lean.{name}={getattr(self, name)!r}: give a number")
         if not 0.5 <= self.neck_finest <= 1:
             raise ValueError(f"lean.neck_finest={self.neck_finest}: give 0.5 to 1")
         if not 0 <= self.mask_score <= 1:
@@ -66,6 +69,8 @@ class Recipe:
             return given
         if given is None or isinstance(given, bool):
             return LEAN if given else cls()
+        if not isinstance(given, Mapping):
+            raise ValueError(f"lean={given!r}: give True, None, or a dict")
         known = [field.name for field in fields(cls)]
         if unknown := set(given) - set(known):
             raise ValueError(f"lean has no {sorted(unknown)}: give some of {known}, or True")

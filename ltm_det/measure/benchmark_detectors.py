@@ -34,6 +34,9 @@ def measure_detectors(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--how {sorted(unfit)} is of backbones: a detector's is of {[*FORMS]}")
     if args.how[0] != EAGER:
         raise ValueError("--how of detectors starts with eager, the form of the base")
+    files = [how for how in args.how if how not in (EAGER, "compiled")]
+    if files and args.dtype != ["float32"]:
+        raise ValueError(f"--how {files} compute in dtypes of their own: give --dtype float32")
     known = known_detectors(cfg)
     args.models = args.models or known
     args.base = args.base or (known[0] if known[0] in args.models else args.models[0])

@@ -51,6 +51,9 @@ def build():
         (dict(masks=1.5), "lean.masks=1.5: give a whole number"),
         (dict(rpn_finest="quarter"), "lean.rpn_finest='quarter': give one of"),
         (dict(neck_finest=0.4), "lean.neck_finest=0.4: give 0.5 to 1"),
+        (dict(neck_finest="5/7"), "lean.neck_finest='5/7': give a number"),
+        (dict(mask_score=None), "lean.mask_score=None: give a number"),
+        (3, "lean=3: give True, None, or a dict"),
         (dict(mask_score=-0.1), "lean.mask_score=-0.1: give 0 to 1"),
     ],
 )

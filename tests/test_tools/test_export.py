@@ -118,6 +118,19 @@ def test_a_whole_detectors_file_is_tested_like_a_checkpoint(
     capsys.readouterr()
     assert main("test.py", config, tmp_path / "backbone.onnx", "--work-dir", tmp_path) == 2
     assert "holds no detector: write one with" in capsys.readouterr().err
+    painted = ["--work-dir", tmp_path / "p", "--show-dir", "painted"]
+    assert main("test.py", config, files["float32"], *painted) == 0
+    assert len(list(tmp_path.glob("p/*/painted/*.png"))) == 4
+    capsys.readouterr()
+    for options, message in (
+        (["--cfg-options", "model.test_cfg.rcnn.score_thr=0.9"], "export it with these"),
+        (["--launcher", "pytorch"], "is tested in one process"),
+    ):
+        assert main("test.py", config, files["float32"], "--work-dir", tmp_path, *options) == 2
+        assert message in capsys.readouterr().err
+    lean = ["--cfg-options", "model.lean.masks=3"]
+    assert main("test.py", config, checkpoint, "--work-dir", tmp_path, *lean) == 2
+    assert "change model.type" in capsys.readouterr().err
     assert main("test.py", config, tmp_path / "none.onnx", "--work-dir", tmp_path) == 2
     assert "no checkpoint at" in capsys.readouterr().err
 

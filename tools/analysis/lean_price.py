@@ -97,6 +97,12 @@ def run(args: argparse.Namespace) -> None:
     kind = kind_of(model)
     if kind not in FAST:
         raise ValueError(f"the detector is a {kind}: give one of {[*FAST]}")
+    if model.get("lean"):
+        raise ValueError(
+            "the config has a lean recipe of its own: give the exact detector's config"
+        )
+    if "mask_head" not in model.roi_head:
+        raise ValueError(f"a {kind} without masks has no mask AP to compare: give one with masks")
     for checkpoint in args.checkpoints:
         check_checkpoint(checkpoint)
     table = args.out.with_suffix(".csv")
