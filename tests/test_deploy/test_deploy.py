@@ -66,7 +66,8 @@ def test_a_file_takes_the_backbones_place(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 16, 16)
     deploy.save(model, images, tmp_path / "model.onnx")
     file = str(tmp_path / "model.onnx")
-    twin = MODELS.build(dict(type="ExportedBackbone", file=file, threads=1)).eval()
+    own = dict(type="mmdet.ExportedBackbone", file=file, threads=1)  # whatever scope is left
+    twin = MODELS.build(own).eval()
     with torch.no_grad():
         assert difference(twin(images), model(images)) < 1e-4
         batch = torch.randn(3, 3, 16, 16)  # of which the file takes one at a time

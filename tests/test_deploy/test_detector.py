@@ -76,7 +76,14 @@ def assert_finds(found: list[Tensor], expected: InstanceData) -> None:
     assert_masks(masks[clear], boxes[clear], expected.masks)
 
 
-@pytest.mark.parametrize(("name", "ending"), [(MASK, ".onnx"), (MASK, ".xml"), (CASCADE, ".xml")])
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        (MASK, ".onnx"),
+        pytest.param(MASK, ".xml", marks=pytest.mark.slow),
+        pytest.param(CASCADE, ".xml", marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_finds_what_the_detector_finds(
     build: Callable, name: str, ending: str, tmp_path: Path
 ) -> None:
@@ -96,6 +103,7 @@ def test_a_file_finds_what_the_detector_finds(
         run(torch.zeros(2, 3, *SIZE))
 
 
+@pytest.mark.slow
 def test_layer_norms_are_one_node(detector: nn.Module, tmp_path: Path) -> None:
     """In float16 engines sums of squares of their own would overflow."""
     deploy.save_detector(detector, torch.zeros(1, 3, *SIZE), tmp_path / "whole.onnx")
@@ -104,6 +112,7 @@ def test_layer_norms_are_one_node(detector: nn.Module, tmp_path: Path) -> None:
     assert nodes["LayerNormalization"] >= norms > 0 and not nodes["ReduceMean"]
 
 
+@pytest.mark.slow
 def test_int8(detector: nn.Module, tmp_path: Path) -> None:
     images = [torch.randn(1, 3, *SIZE) for _ in range(2)]
     file, options = tmp_path / "whole.xml", dict(dtype="int8", calibration=images)

@@ -77,6 +77,7 @@ def test_what_is_no_picture_is_named(predictor: deploy.Predictor, image: object)
         predictor(image)
 
 
+@pytest.mark.slow
 def test_a_file_of_a_lean_recipe(build: Callable, tmp_path: Path) -> None:
     lean = dict(masks=2, rpn_finest="half", neck_finest=0.5, mask_score=0.01)
     detector = build(MASK, **MANY, **{"model.type": "FastMaskRCNN", "model.lean": lean})
@@ -95,6 +96,7 @@ def test_a_file_of_a_lean_recipe(build: Callable, tmp_path: Path) -> None:
     assert len(found.masks) == len(found) and not found.bitmaps()[2:].any()
 
 
+@pytest.mark.slow
 def test_an_exported_detector_in_a_test_loop(
     detector: nn.Module, predictor: deploy.Predictor, tmp_path: Path
 ) -> None:

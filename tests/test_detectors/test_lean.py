@@ -68,8 +68,9 @@ def test_what_a_config_may_say() -> None:
     assert Recipe.of(dict(masks=3)).masks == 3
 
 
-@pytest.mark.parametrize("name", ["mask", "faster", "cascade"])
-@pytest.mark.parametrize("rpn_finest", ["half", "none"])
+@pytest.mark.parametrize(
+    ("name", "rpn_finest"), [("mask", "half"), ("faster", "none"), ("cascade", "half")]
+)
 def test_names_and_training(build, name: str, rpn_finest: str) -> None:
     """Weights are mmdet's, and all of them learn."""
     lean = build(name, {**LEAN.as_dict(), "rpn_finest": rpn_finest, "neck_finest": 5 / 7})

@@ -91,6 +91,7 @@ def test_lean_heads_are_the_configs_own_or_the_common_ones(cfg: Config, built) -
     assert counts == [None, None, 3] and type(found["mmdet"]) is MaskRCNN
 
 
+@pytest.mark.slow
 def test_forms_of_a_detector_find_the_same(built) -> None:
     """From images on: compiled, and as a file, int8 about."""
     images = torch.randint(0, 256, (1, 3, 112, 112), dtype=torch.uint8)
