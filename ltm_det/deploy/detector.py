@@ -70,7 +70,7 @@ class WholeDetector(nn.Module):
             )
         self.detector = detector
         self.names = NAMES if detector.with_mask else NAMES[:-1]
-        cascade = is_cascade(detector)
+        cascade = isinstance(heads[1], CascadeRoIHead)
         self.stages = [(i,) for i in range(heads[1].num_stages)] if cascade else [()]
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -136,10 +136,6 @@ class WholeDetector(nn.Module):
         return found.sigmoid()[:, 0]
 
 
-def is_cascade(detector: nn.Module) -> bool:
-    return isinstance(detector.roi_head, CascadeRoIHead)
-
-
 def described(detector: nn.Module, classes: Sequence[str] | None) -> dict[str, Any]:
     """What one has to know of a detector to use its file: how pictures become its input, names."""
     given = detector.data_preprocessor
@@ -186,10 +182,11 @@ def save_detector(
         raise ValueError(f"no {dtype} in {file.suffix}: choose one of {FORMATS[file.suffix]}")
     if (dtype == "int8") != bool(len(calibration)):
         raise ValueError("int8, and nothing else, is calibrated: give images for it")
-    head = WholeDetector(detector).of_stage("bbox_head", (-1,) if is_cascade(detector) else ())
+    model = WholeDetector(detector).eval()
+    head = model.of_stage("bbox_head", model.stages[-1])
     if classes is not None and len(classes) != head.num_classes:
         raise ValueError(f"{len(classes)} names for {head.num_classes} classes: give one each")
-    model, about = WholeDetector(detector).eval(), json.dumps(described(detector, classes))
+    about = json.dumps(described(detector, classes))
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".onnx":
         trace(model, images, file)

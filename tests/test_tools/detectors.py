@@ -6,6 +6,14 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
+SWIN = """
+_base_ = '{base}'
+model = dict(backbone=dict(
+    type='LTMSwin', depths=[1, 1], num_heads=[1, 2], strides=[4, 2], out_indices=[0, 1],
+    merger=dict(type='Pool', compression_ratio=0.5, dense_blocks=0)),
+    neck=dict(in_channels=[16, 32]))
+"""
+
 
 def saved_detector(tiny_config: Path, name: str, text: str) -> tuple[Path, Path]:
     """Config, made of ``text`` upon the tiny one, and checkpoint of a detector."""

@@ -12,15 +12,8 @@ from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
 
 from ltm_det import deploy
-from tests.test_tools.detectors import saved_detector
+from tests.test_tools.detectors import SWIN, saved_detector
 
-SWIN = """
-_base_ = '{base}'
-model = dict(backbone=dict(
-    type='LTMSwin', depths=[1, 1], num_heads=[1, 2], strides=[4, 2], out_indices=[0, 1],
-    merger=dict(type='Pool', compression_ratio=0.5, dense_blocks=0)),
-    neck=dict(in_channels=[16, 32]))
-"""
 EXPORTED = """
 _base_ = '{base}'
 model = dict(backbone=dict(_delete_=True, type='ExportedBackbone', file='{file}'))

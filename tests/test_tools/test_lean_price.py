@@ -6,15 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_tools.detectors import saved_detector
-
-SWIN = """
-_base_ = '{base}'
-model = dict(backbone=dict(
-    type='LTMSwin', depths=[1, 1], num_heads=[1, 2], strides=[4, 2], out_indices=[0, 1],
-    merger=dict(type='Pool', compression_ratio=0.5, dense_blocks=0)),
-    neck=dict(in_channels=[16, 32]))
-"""
+from tests.test_tools.detectors import SWIN, saved_detector
 
 
 @pytest.mark.slow
