@@ -15,6 +15,7 @@ from ltm_det.measure.detectors import (
     build_detectors,
     find_threshold,
     known_detectors,
+    set_threshold,
     time_detectors,
 )
 
@@ -52,7 +53,7 @@ def measure_detectors(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
         images = torch.randint(0, 256, (batch, 3, *shape), dtype=torch.uint8)
         threshold = find_threshold(detectors[args.base], images, args.objects)
         for detector in detectors.values():
-            detector.roi_head.test_cfg.score_thr = threshold
+            set_threshold(detector, threshold)
         for dtype in args.dtype:
             counts = dict(rounds=args.rounds, warm_up=args.warm_up, loads=args.load)
             counts["forms"] = args.how

@@ -25,9 +25,11 @@ from ltm_det.measure.detector_forms import EAGER, FORMS, batch_of
 from ltm_det.measure.load import busy
 from ltm_det.measure.precision import autocast
 from ltm_det.measure.timing import interleaved
+from ltm_det.measure.torchvision_detector import TorchvisionDetector, fits
 
 # After the name of one of our backbones: with the heads of mmdet's, or those of a lean recipe.
 SLOW_HEADS, LEAN_HEADS = "+mmdet", "+lean"
+TORCHVISION = "torchvision"
 # The modules inside a detector, and the method, that a part of the time goes to.
 PARTS = {
     "preprocess": ("data_preprocessor", "forward"),
@@ -51,11 +53,14 @@ def known_detectors(cfg: Config) -> list[str]:
     Raises:
         ValueError: Its backbone or its detector is none that there is a faster form of.
     """
-    peer = next(iter(PEERS[our_type(cfg)]))
+    backbones = PEERS[our_type(cfg)]
     if kind_of(cfg.model) not in FAST:
         raise ValueError(f"the detector is a {cfg.model.type}: give one of {[*FAST]}")
+    others = [next(iter(backbones))]
+    if TORCHVISION in backbones and fits(cfg):
+        others.append(TORCHVISION)
     own = [DENSE] if cfg.model.backbone.get("merger") is None else [DENSE, MERGED]
-    return [peer, *own, *(name + more for more in (SLOW_HEADS, LEAN_HEADS) for name in own)]
+    return [*others, *own, *(name + more for more in (SLOW_HEADS, LEAN_HEADS) for name in own)]
 
 
 def kind_of(model: Any) -> str:
@@ -112,6 +117,8 @@ def build_detectors(
             share_weights(dense.backbone, model.backbone)
         if state is not None and MERGED in name:
             load_shared(model, state)
+        if name == TORCHVISION:
+            built[name] = TorchvisionDetector(model, model.backbone).eval()
     return {name: built[name] for name in names}
 
 
@@ -143,6 +150,14 @@ def find_threshold(detector: nn.Module, images: torch.Tensor, objects: int) -> f
     return float(scores[-2:].mean()) if len(scores) > objects else 0.0
 
 
+def set_threshold(detector: nn.Module, score: float) -> None:
+    """Objects of a lower score are not found."""
+    if isinstance(detector, TorchvisionDetector):
+        detector.model.roi_heads.score_thresh = score
+    else:
+        detector.roi_head.test_cfg.score_thr = score
+
+
 def time_detectors(
     detectors: Mapping[str, nn.Module],
     images: torch.Tensor,
@@ -163,7 +178,8 @@ def time_detectors(
         rounds: That are measured.
         warm_up: Rounds before.
         loads: Numbers of busy processes beside it.
-        forms: Of `FORMS`, each of each detector. Nothing is compiled under load.
+        forms: Of `FORMS`, each of each detector, but torchvision's eager alone. Nothing is compiled
+            under load.
 
     Returns:
         By load and name, which has the form after it where that is not eager: ``how``, the form;
@@ -182,6 +198,8 @@ def time_detectors(
     runs, ways = {}, {}
     for name, detector in detectors.items():
         for how in forms:
+            if how != EAGER and isinstance(detector, TorchvisionDetector):
+                continue
             key = name if how == EAGER else f"{name} {how}"
             runs[key] = partial(once, FORMS[how](detector, images))
             ways[key] = dict(how=how, objects=count(runs[key]()))
@@ -206,10 +224,9 @@ def parts_of(
     once: Callable[[], Any], detector: nn.Module, wait: Callable[[], object], rounds: int
 ) -> dict[str, Any]:
     """The median seconds of the parts of a pass, and what went through it."""
-    regions = detector.roi_head.bbox_roi_extractor
-    regions = regions[0] if isinstance(regions, nn.ModuleList) else regions
+    regions, _ = next(owners_of(detector, "RoIAlign"))
     seen: list[int] = []
-    handle = regions.register_forward_hook(lambda _, args, __: seen.append(len(args[1])))
+    handle = regions.register_forward_hook(lambda _, __, found: seen.append(len(found)))
     with parts_timed(detector, wait) as spent:
         for _ in range(rounds):
             once()
@@ -233,16 +250,8 @@ def parts_timed(
     """The seconds of each call of each of `PARTS` inside."""
     spent: dict[str, list[float]] = {}
     taken = []
-    for part, (path, method) in PARTS.items():
-        owner = detector
-        for name in path.split("."):
-            owner = getattr(owner, name, None)
-        owners = owner if isinstance(owner, nn.ModuleList) else [owner]
-        for module in owners:
-            if module is None or not hasattr(module, method):
-                continue
-            if method == "predict_by_feat" and module is not owners[-1]:
-                continue  # only a Cascade's last one has something to do
+    for part in PARTS:
+        for module, method in owners_of(detector, part):
             spent.setdefault(part, [])
             setattr(module, method, timed(getattr(module, method), spent[part], wait))
             taken.append((module, method))
@@ -251,6 +260,21 @@ def parts_timed(
     finally:
         for module, method in taken:
             delattr(module, method)  # the class's own is there again
+
+
+def owners_of(detector: nn.Module, part: str) -> Iterator[tuple[nn.Module, str]]:
+    """The modules of one of `PARTS`, several in a Cascade, and their method that it is."""
+    path, method = getattr(detector, "parts", PARTS)[part]
+    owner: Any = detector
+    for name in path.split("."):
+        owner = getattr(owner, name, None)
+    owners = owner if isinstance(owner, nn.ModuleList) else [owner]
+    for module in owners:
+        if module is None or not hasattr(module, method):
+            continue
+        if method == "predict_by_feat" and module is not owners[-1]:
+            continue  # only a Cascade's last one has something to do
+        yield module, method
 
 
 def timed(

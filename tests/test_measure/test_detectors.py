@@ -5,21 +5,23 @@ import json
 import runpy
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from mmdet.models import MaskRCNN
 from mmengine.config import Config
 
 from ltm_det.detectors import LEAN, FastMaskRCNN
 from ltm_det.measure import detectors
 from ltm_det.measure.benchmark_tables import detector_rows, detector_table
-from ltm_det.measure.detector_forms import FORMS
+from ltm_det.measure.detector_forms import FORMS, batch_of
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs/demo_ltm_swin_maskrcnn.py"
-OWN = ["mmdet", "dense", "merged", "dense+mmdet", "merged+mmdet"]
+OWN = ["mmdet", "torchvision", "dense", "merged", "dense+mmdet", "merged+mmdet"]
 NAMES = [*OWN, "dense+lean", "merged+lean"]
 
 
@@ -47,13 +49,60 @@ def test_names(cfg: Config) -> None:
 @torch.no_grad()
 def test_all_have_the_same_weights_and_find_the_same(built) -> None:
     """Dense ones, whatever their backbone's and heads' form."""
-    assert [type(model) is FastMaskRCNN for model in built.values()] == [0, 1, 1, 0, 0, 1, 1]
+    assert [type(model) is FastMaskRCNN for model in built.values()] == [0, 0, 1, 1, 0, 0, 1, 1]
     images = torch.randint(0, 256, (1, 3, 112, 112), dtype=torch.uint8)
-    maps = {name: model.extract_feat(images / 255)[0] for name, model in built.items()}
+    maps = {
+        name: model.extract_feat(images / 255)[0]
+        for name, model in built.items()
+        if name != "torchvision"
+    }
     for name in ("mmdet", "dense+mmdet"):  # lean heads have other maps
         assert (maps[name] - maps["dense"]).abs().max() < 1e-3 * maps["dense"].abs().max()
     assert (maps["merged+mmdet"] - maps["merged"]).abs().max() < 1e-3 * maps["merged"].abs().max()
     assert (maps["merged"] - maps["dense"]).abs().max() > 1e-3 * maps["dense"].abs().max()
+
+
+@torch.no_grad()
+def test_torchvision_finds_the_same_where_its_regions_lie_the_same(built, monkeypatch) -> None:
+    """Its RoIAlign is half a cell beside mmdet's, and its Swin shifts no window as large as the
+    map; less that, all is equal."""
+    images = torch.randint(0, 256, (1, 3, 448, 448), dtype=torch.uint8)
+    align = torchvision.ops.poolers.roi_align
+    monkeypatch.setattr(torchvision.ops.poolers, "roi_align", partial(align, aligned=True))
+    threshold = detectors.find_threshold(built["mmdet"], images, 7)
+    found = []
+    for name in ("mmdet", "torchvision"):
+        before = 0.05
+        detectors.set_threshold(built[name], threshold)
+        found.append([own.pred_instances for own in built[name].test_step(batch_of(images))])
+        detectors.set_threshold(built[name], before)
+    for ours, theirs in zip(*found):
+        count = min(len(ours), len(theirs), 5)  # the last may lie at the threshold
+        assert count > 0 and abs(len(ours) - len(theirs)) <= 1
+        for key, near in dict(bboxes=0.02, scores=1e-4, labels=0).items():
+            torch.testing.assert_close(theirs[key][:count], ours[key][:count], atol=near, rtol=0)
+        assert theirs.masks.shape[1:] == ours.masks.shape[1:]
+    ours, theirs = built["mmdet"].roi_head.mask_head, built["torchvision"].model.roi_heads
+    cells = torch.randn(3, ours.in_channels, 14, 14)
+    found = theirs.mask_predictor(theirs.mask_head(cells))[:, 1:]  # less background
+    torch.testing.assert_close(found, ours(cells).expand_as(found), atol=1e-5, rtol=1e-4)
+
+
+def test_torchvision_takes_part_where_it_has_the_detector(cfg: Config) -> None:
+    cascade = Config.fromfile(ROOT / "configs/ltm_swin_t_cascade.py")
+    assert "torchvision" not in detectors.known_detectors(cascade)
+    fast = copy.deepcopy(cfg)
+    fast.model.type = "FastMaskRCNN"
+    assert "torchvision" in detectors.known_detectors(fast)
+    boxes = copy.deepcopy(cfg)
+    boxes.model.type = "FasterRCNN"
+    for name in ("mask_head", "mask_roi_extractor"):
+        boxes.model.roi_head.pop(name)
+    (model,) = detectors.build_detectors(boxes, ["torchvision"], "cpu").values()
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        (found,) = model.test_step(batch_of(images))
+    assert "masks" not in found.pred_instances and len(found.pred_instances.bboxes) > 0
 
 
 def test_the_threshold_leaves_so_many_objects(built) -> None:
@@ -62,7 +111,7 @@ def test_the_threshold_leaves_so_many_objects(built) -> None:
     before = model.roi_head.test_cfg.score_thr
     model.roi_head.test_cfg.score_thr = detectors.find_threshold(model, images, 7)
     with torch.no_grad():
-        (found,) = model.test_step(detectors.batch_of(images))
+        (found,) = model.test_step(batch_of(images))
     model.roi_head.test_cfg.score_thr = before
     assert len(found.pred_instances) == 7
 
