@@ -1,17 +1,17 @@
 """The models among which ratios are searched: a dense backbone, and merged ones of its weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from ltm_det.backbones import LTMViT
 from ltm_det.backbones.common.weights import load_accounted, share_weights
 from ltm_det.conversion.convert import merged_config
-from ltm_det.conversion.ratio_search import Label, Ratios, space_of
-from ltm_det.measure.flops import build_backbone, dense_twin
+from ltm_det.conversion.ratio_search import Label, Ratios, latencies, sensitivities, space_of
+from ltm_det.measure.flops import build_backbone, count_backbone, dense_twin
 
 
 class SearchedModels:
@@ -51,6 +51,32 @@ class SearchedModels:
         family, grid = self.dense.family, self.dense.pretrain_grid
         load_accounted(family, self.dense, checkpoint, drop_mergers=True, grid=grid)
         self.dense.to(device)
+
+    @property
+    def units(self) -> dict[str, list[str]]:
+        """By the name of a unit the labels of its choices; the first changes nothing."""
+        return {name: list(choices) for name, choices in self.space.units.items()}
+
+    def costs(
+        self, models: Sequence[nn.Module], cost: str, shape: tuple[int, int], image: Tensor
+    ) -> list[float]:
+        """GMACs of the backbones on one image, or milliseconds; any ``image`` takes as long."""
+        if cost == "latency":
+            return [1e3 * seconds for seconds in latencies(models, shape)]
+        return [count_backbone(model, shape).macs["backbone"] / 1e9 for model in models]
+
+    def errors(
+        self,
+        models: Sequence[nn.Module],
+        batches: Iterable[Tensor],
+        progress: Callable[[], Any] = lambda: None,
+    ) -> list[float]:
+        """See :func:`sensitivities`."""
+        return sensitivities(self.dense, models, batches, progress)
+
+    def recipe(self, labels: Sequence[Label]) -> dict[str, Any]:
+        """A backbone has none."""
+        return {}
 
     def merger(self, labels: Sequence[Label]) -> dict[str, Any] | None:
         """The backbone's merger for some choices."""

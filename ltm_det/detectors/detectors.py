@@ -79,6 +79,7 @@ class FastTwoStage:
             if getattr(self, name, None) is not None:
                 use_fast_convolutions(getattr(self, name))
         recipe.change_neck(getattr(self, "neck", None))
+        self.recipe = recipe
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) to the neck's maps."""

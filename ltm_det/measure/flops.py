@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ltm_det.detectors.lean import Recipe
+
 PROPOSALS = 1000
 MASK_ROIS = 100
 ATTENTION = {"attn", "w_msa"}  # names of attention modules
@@ -44,7 +46,7 @@ def count_macs(model: nn.Module, shape: tuple[int, int]) -> Counts:
     So that the count depends on neither weights nor image, the RoI heads get a fixed number of
     boxes in place of what the RPN finds: each box head 1000, each mask head 100. These are the
     numbers of mmdet's own counter for Mask R-CNN. A cascade runs every box head on 1000 and every
-    mask head on 100.
+    mask head on 100. A lean recipe that asks for fewer has its own numbers counted.
 
     Args:
         model: The detector. It is left as it is: a copy is counted, in evaluation mode.
@@ -71,7 +73,7 @@ def count_macs(model: nn.Module, shape: tuple[int, int]) -> Counts:
     if isinstance(model, TwoStageDetector):
         if model.with_rpn:
             macs["rpn_head"], _ = count_call(model.rpn_head, features)
-        macs["roi_head"], _ = count_call(run_roi_head, model.roi_head, features)
+        macs["roi_head"], _ = count_call(run_roi_head, model.roi_head, features, *regions_of(model))
     else:
         macs["bbox_head"], _ = count_call(model.bbox_head, features)
     params |= {name: parameters(getattr(model, name)) for name in macs if "." not in name}
@@ -157,8 +159,17 @@ def count_call(
     return counter.get_total_flops() // 2, out
 
 
-def run_roi_head(head: BaseRoIHead, features: tuple[Tensor, ...]) -> None:
-    """Runs every box head on 1000 RoIs and every mask head on 100.
+def regions_of(model: nn.Module) -> tuple[int, int]:
+    """How many regions each box head gets, and each mask head."""
+    recipe = getattr(model, "recipe", None) or Recipe()
+    most = recipe.proposals or PROPOSALS, recipe.masks or MASK_ROIS
+    return min(PROPOSALS, most[0]), min(MASK_ROIS, most[1])
+
+
+def run_roi_head(
+    head: BaseRoIHead, features: tuple[Tensor, ...], proposals: int, masks: int
+) -> None:
+    """Runs every box head on so many regions, and every mask head.
 
     RoIAlign, which costs no matrix product, gives way to features of the right shape: which level
     it would read from depends on the boxes.
@@ -168,8 +179,8 @@ def run_roi_head(head: BaseRoIHead, features: tuple[Tensor, ...]) -> None:
             if hasattr(extractor, "roi_layers"):
                 extractor.forward = RoIFeatures(extractor)
     for kind, run, number in (
-        ("bbox", "_bbox_forward", PROPOSALS),
-        ("mask", "_mask_forward", MASK_ROIS),
+        ("bbox", "_bbox_forward", proposals),
+        ("mask", "_mask_forward", masks),
     ):
         if not getattr(head, f"with_{kind}"):
             continue

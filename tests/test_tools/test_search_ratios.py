@@ -14,7 +14,13 @@ from mmengine.runner.checkpoint import load_checkpoint
 
 from ltm_det.backbones.common.weights import read_checkpoint
 from ltm_det.conversion.convert import merged_config
-from ltm_det.measure.flops import build_backbone, build_detector, count_backbone, dense_twin
+from ltm_det.measure.flops import (
+    build_backbone,
+    build_detector,
+    count_backbone,
+    count_macs,
+    dense_twin,
+)
 
 TOOL = "analysis/search_ratios.py"
 DATA = """
@@ -143,6 +149,36 @@ def test_the_written_config_meets_the_budget_and_loads_the_weights(
     assert str(config.parent) not in text.split("_base_", 1)[1].splitlines()[0]  # relative
 
 
+def sure(checkpoint: Path) -> Path:
+    """A checkpoint beside it of a detector that is sure of what it finds."""
+    state = torch.load(checkpoint)["state_dict"]
+    state["roi_head.bbox_head.fc_cls.bias"][-1] -= 1000  # the background's
+    torch.save(dict(state_dict=state), checkpoint.with_name("sure.pth"))
+    return checkpoint.with_name("sure.pth")
+
+
+def test_a_whole_detector_gets_ratios_and_a_recipe(
+    main: Callable, detectors: dict, tmp_path: Path, capsys
+) -> None:
+    config, checkpoint = detectors["swin"]
+    out, numbers = tmp_path / "whole.py", tmp_path / "a.json"
+    words = [config, sure(checkpoint), "--part", "detector", "--budget", 0.5, "--out", out]
+    assert main(TOOL, *words, *SMALL, "--ratios", 0.3, "--json", numbers) == 0
+    found, cfg = json.loads(numbers.read_text()), Config.fromfile(out)
+    assert cfg.model.type == "FastMaskRCNN" and cfg.model.lean == found["lean"] != {}
+    assert found["measured_error"] >= 0 and found["part"] == "detector"
+    exact = cfg.copy()
+    exact.model = dict(cfg.model, lean=None, backbone=dict(cfg.model.backbone, merger=None))
+    costs = [count_macs(build_detector(c), (64, 64)).macs["detector"] for c in (cfg, exact)]
+    assert costs[0] / costs[1] == pytest.approx(found["cost_ratio"]) and costs[0] <= costs[1] / 2
+    assert "Error of its objects on 6 images" in capsys.readouterr().out
+    load_checkpoint(build_detector(cfg), cfg.load_from, strict=True)
+    again = tmp_path / "again.py"  # the recipe of a config that has one is searched anew
+    words = [out, cfg.load_from, "--part", "detector", "--budget", 0.99, "--out", again]
+    assert main(TOOL, *words, *SMALL, "--ratios", 0.3) == 0
+    assert Config.fromfile(again).model.type == "FastMaskRCNN"
+
+
 def test_options_and_weights_of_a_merged_detector_are_kept(
     found: Callable, detectors: dict
 ) -> None:
@@ -230,6 +266,9 @@ def test_errors_name_the_remedy(main: Callable, detectors: dict, tmp_path: Path,
     assert "merger={'type': 'LTM', 'masks': 'hard'" in error(
         "swin", "--merger-options", "masks=hard"
     )
+    weights = detectors["swin"][1]  # of random ones nothing is above 0.3
+    whole = ["--part", "detector", "--cfg-options", "model.test_cfg.rcnn.score_thr=0.9"]
+    assert "is its checkpoint a trained one" in error("swin", *whole, weights=weights)
     assert "99 images are wanted" in error("swin", "--images", 99)
     assert "got 1.5" in error("swin", "--ratios", 0.5, 1.5)
     gone = ["--cfg-options", "train_dataloader.dataset.data_root=gone"]
@@ -241,6 +280,7 @@ def test_errors_name_the_remedy(main: Callable, detectors: dict, tmp_path: Path,
     "options",
     [
         ["--budget", 0],
+        ["--budget-ms", 100],
         ["--budget", 1],
         ["--budget", "nan"],
         ["--out", "a.txt"],

@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 
 # isort: split
-from ltm_det.detectors import FAST, LEAN, Recipe  # noqa: E402
+from ltm_det.detectors import FAST  # noqa: E402
+from ltm_det.detectors.recipes import common_recipe, name_of, parts_of  # noqa: E402
 from ltm_det.engine.preflight import PreflightError, check_checkpoint, load_config  # noqa: E402
 from ltm_det.measure.detectors import kind_of  # noqa: E402
 from ltm_det.studies.runs import (  # noqa: E402
@@ -34,34 +35,12 @@ from ltm_det.studies.runs import (  # noqa: E402
 
 MMDET, EXACT, ALL = "mmdet", "fast", "lean"
 COLUMNS = ("recipe", "checkpoint", *METRICS, "minutes", "commit", "command")
-PARTS: list[tuple[str, Any]] = [
-    ("proposals", 300),
-    ("proposals", 100),
-    ("rpn_finest", "half"),
-    ("rpn_finest", "none"),
-    ("neck_finest", 5 / 7),
-    ("neck_finest", 0.5),
-    ("mask_score", 0.1),
-    ("masks", 50),
-]
-# Of a detector with other numbers of proposals and objects than mmdet's, the same shares.
-SHARES = dict(proposals=1000, masks=100)
 
 
 def recipes_of(test_cfg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Recipes by name: each of `PARTS` alone, and the common one."""
-    most = dict(proposals=test_cfg["rpn"]["max_per_img"], masks=test_cfg["rcnn"]["max_per_img"])
-
-    def own(key: str, value: Any) -> Any:
-        return max(1, round(value / SHARES[key] * most[key])) if key in SHARES else value
-
-    parts = [(key, own(key, value)) for key, value in PARTS]
-    alone = {
-        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}": {key: value}
-        for key, value in parts
-    }
-    given = {k: v for k, v in LEAN.as_dict().items() if v != getattr(Recipe(), k)}
-    return {EXACT: {}, **alone, ALL: {key: own(key, v) for key, v in given.items()}}
+    """Recipes by name: each part alone, and the common one."""
+    alone = {name_of(key, value): {key: value} for key, value in parts_of(test_cfg)}
+    return {EXACT: {}, **alone, ALL: common_recipe(test_cfg)}
 
 
 def options_of(kind: str, recipe: str, recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
