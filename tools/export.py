@@ -2,7 +2,7 @@
 
 With --check the file is run and what it gives is compared with what the model gives. In a detector
 the file takes the backbone's place, by dict(_delete_=True, type='ExportedBackbone', file=FILE).
-With --part detector a Mask, Faster or Cascade R-CNN goes into one file for one size: an image, as
+With --part detector a Mask, Faster or Cascade R-CNN goes into one file: an image, as
 the data preprocessor leaves it, to boxes in its pixels, scores, labels, and the probabilities of
 each object's mask in its box. ltm_det.deploy.load(FILE) takes pictures as they are, tools/test.py
 CONFIG FILE finds its AP. Int8 takes the ranges of what it rounds from --calibration's pictures.
@@ -28,8 +28,9 @@ from torch import Tensor, nn  # noqa: E402
 
 from ltm_det import deploy  # noqa: E402
 from ltm_det.deploy.detector import FORMATS as DETECTOR_FORMATS  # noqa: E402
-from ltm_det.deploy.detector import NAMES, described  # noqa: E402
+from ltm_det.deploy.detector import described  # noqa: E402
 from ltm_det.deploy.predictor import prepared, resized  # noqa: E402
+from ltm_det.deploy.whole import NAMES  # noqa: E402
 from ltm_det.detectors import check_lean  # noqa: E402
 from ltm_det.engine import preflight  # noqa: E402
 from ltm_det.measure.flops import build_detector  # noqa: E402
@@ -55,7 +56,11 @@ def parse() -> argparse.Namespace:
         help="file to write: .onnx for ONNX Runtime, .xml for OpenVINO",
     )
     preflight.add_shape(parser)
-    parser.add_argument("--dynamic", action="store_true", help="for any batch and size; is checked")
+    parser.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="for any size, and of a backbone any batch; is checked",
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -79,7 +84,7 @@ def parse() -> argparse.Namespace:
         "--part",
         choices=["backbone", "detector"],
         default="backbone",
-        help="detector: a whole two-stage detector, for one size (default: backbone)",
+        help="detector: a whole two-stage detector (default: backbone)",
     )
     parser.add_argument("--check", action="store_true", help="run the file and compare")
     parser.add_argument(
@@ -94,8 +99,6 @@ def parse() -> argparse.Namespace:
     if args.dtype not in formats:
         more = " and --part detector" if args.dtype == "int8" else ""
         parser.error(f"--dtype {args.dtype} needs an --out that ends in .xml{more}")
-    if whole and args.dynamic:
-        parser.error("--part detector writes a file for images of one --shape")
     if (args.dtype == "int8") != (args.calibration is not None):
         parser.error("--dtype int8 takes its ranges from --calibration DIR: give both")
     if args.calibration_size < 1:
@@ -186,6 +189,13 @@ def classes_of(cfg: Config, meta: dict[str, Any]) -> list[str] | None:
     return None if given is None else list(given)
 
 
+def scale_of(cfg: Config) -> tuple[int, int] | None:
+    """Into which the config's test pipeline fits pictures."""
+    data = (cfg.get("test_dataloader") or {}).get("dataset") or {}
+    steps = data.get("pipeline") or []
+    return next((tuple(step.scale) for step in steps if step.get("scale")), None)
+
+
 def run(args: argparse.Namespace) -> int:
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_checkpoint(args.checkpoint)
@@ -213,7 +223,11 @@ def run(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             classes=classes_of(cfg, meta),
             calibration=calibration(args, detector),
+            dynamic=args.dynamic,
+            scale=scale_of(cfg),
         )
+        if args.dynamic:
+            images.append(torch.randn(1, 3, height // 2 + 1, width // 3 + 1))
     else:
         model, traced = detector.backbone, image
         if args.dynamic:

@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ltm_det.deploy.predictor import Predictor, load, prepared, resized
+from ltm_det.deploy.predictor import Predictor, load, resized
 from ltm_det.detectors.masks import FORMATS
 
 
@@ -63,19 +63,19 @@ class ExportedDetector(BaseModel):
     def found(self, image: Tensor, sample: DetDataSample) -> DetDataSample:
         predictor = self.predictor
         picture, size = image.permute(1, 2, 0).cpu().numpy(), sample.ori_shape[:2]
-        factor = min(a / b for a, b in zip(predictor.size, picture.shape))
-        if factor < 1:
+        factor = predictor.factor(*picture.shape[:2])
+        if predictor.size is not None and factor < 1:
             if not self.warned:
                 self.warned = True
                 warnings.warn(
                     f"{self.file} takes {predictor.size} pixels, a picture of {picture.shape[:2]} "
-                    "is made smaller: export it with a --shape that holds all",
+                    "is made smaller: export it with a --shape that holds all, or --dynamic",
                     stacklevel=2,
                 )
             picture = resized(picture, factor)
         given = image.shape[2], image.shape[1]  # padding, if there is any, included
         scale = [s * a / b for s, a, b in zip(sample.scale_factor, picture.shape[1::-1], given)]
-        found = predictor.raw(prepared(picture, predictor.size, predictor.about))
+        found = predictor.raw(predictor.prepared(picture))
         objects = predictor.finish(found, scale, size)
         sample.pred_instances = InstanceData(
             bboxes=torch.from_numpy(objects.boxes),

@@ -74,12 +74,30 @@ class Predictor:
     def __init__(self, raw: Runner, loaded: Loaded) -> None:
         assert loaded.about is not None
         self.raw, self.about = raw, loaded.about
-        self.size = int(loaded.shape[2] or 0), int(loaded.shape[3] or 0)
+        height, width = loaded.shape[2:]
+        self.size = None if height is None or width is None else (int(height), int(width))
+
+    def factor(self, height: int, width: int) -> float:
+        """By which a picture is resized: to what fits into the file's size, or where that is free
+        into the scale of the detector's own test pipeline."""
+        if self.size is not None:
+            return min(self.size[0] / height, self.size[1] / width)
+        if self.about["scale"] is None:
+            return 1.0
+        pairs = zip(self.about["scale"], (max(height, width), min(height, width)))
+        return min(limit / side for limit, side in pairs)
+
+    def prepared(self, image: np.ndarray) -> Tensor:
+        """A resized picture to (1, 3, H, W), of the file's size, or its own and what the detector
+        pads."""
+        step = self.about["divisor"]
+        own = tuple(-(-side // step) * step for side in image.shape[:2])
+        return prepared(image, self.size or own, self.about)
 
     def __call__(self, image: np.ndarray) -> Detections:
         """What is found on a picture (h, w, 3) of uint8, blue first, as ``cv2.imread`` gives it.
 
-        It is made as large as fits into the file's size, in its own proportions.
+        It is resized in its own proportions, see `factor`.
 
         Raises:
             ValueError: It is no such array.
@@ -90,9 +108,9 @@ class Predictor:
                 f"a picture is an array (h, w, 3) of uint8, not {kind[0]} of {kind[1]}"
             )
         height, width = image.shape[:2]
-        image = resized(image, min(self.size[0] / height, self.size[1] / width))
+        image = resized(image, self.factor(height, width))
         scale = image.shape[1] / width, image.shape[0] / height
-        return self.finish(self.raw(prepared(image, self.size, self.about)), scale, (height, width))
+        return self.finish(self.raw(self.prepared(image)), scale, (height, width))
 
     def finish(
         self, found: Sequence[Tensor], scale: Sequence[float], size: tuple[int, int]

@@ -69,10 +69,9 @@ def load_runner(file: str | Path, threads: int | None = None) -> tuple[Runner, L
         taken = [None if one_by_one else shape[0], *shape[1:]]
         fits = len(taken) == images.ndim
         if not fits or any(own not in (None, n) for own, n in zip(taken, images.shape)):
-            other = "" if "boxes" in names else ", or with --dynamic for any"
             raise ValueError(
                 f"{file} takes images of shape {shape}, got {list(images.shape)}: export it with "
-                f"--shape H W for this size{other}"
+                "--shape H W for this size, or with --dynamic for any"
             )
         array = images.detach().float().cpu().contiguous().numpy()
         parts = [run(array[i : i + 1]) for i in range(len(array))] if one_by_one else [run(array)]

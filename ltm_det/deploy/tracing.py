@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 import torchvision
 from mmdet.models import RPNHead, SingleRoIExtractor
+from mmdet.models.task_modules import DeltaXYWHBBoxCoder
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -20,15 +21,25 @@ from ltm_det.detectors import FastRoIExtractor
 
 
 @contextmanager
-def traceable(apart: float):
-    """Replaces what is not traced, see above; boxes of different kinds are moved ``apart``."""
+def traceable():
+    """Replaces what is not traced, see above."""
+    decode = DeltaXYWHBBoxCoder.decode
 
     def of_one_kind(boxes: Tensor, scores: Tensor, kinds: Tensor, nms: Any) -> Tensor:
         boxes = boxes.reshape(-1, 4)  # the graph knows that there are 4
         if nms.get("class_agnostic", False):
             return torchvision.ops.nms(boxes, scores, nms.iou_threshold)
+        apart = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
         moved = boxes + (kinds * apart).to(boxes)[:, None]
         return torchvision.ops.nms(moved, scores, nms.iou_threshold)
+
+    def clipped(self: DeltaXYWHBBoxCoder, *args: Any, max_shape: Any = None) -> Tensor:
+        found = decode(self, *args)
+        if not self.clip_border or max_shape is None:
+            return found
+        sides = [torch.as_tensor(side).to(found) for side in (max_shape[1], max_shape[0])]
+        limit = torch.stack(sides).repeat(found.shape[-1] // 2)
+        return torch.minimum(found.clamp(min=0), limit)
 
     def proposals(self: RPNHead, results: InstanceData, cfg: Any, **_: Any) -> InstanceData:
         width, height = (results.bboxes[:, 2:] - results.bboxes[:, :2]).unbind(-1)
@@ -66,6 +77,7 @@ def traceable(apart: float):
     bbox_head = sys.modules["mmdet.models.roi_heads.bbox_heads.bbox_head"]
     with ExitStack() as stack:
         for place, name, function in (
+            (DeltaXYWHBBoxCoder, "decode", clipped),
             (RPNHead, "_bbox_post_process", proposals),
             (bbox_head, "multiclass_nms", objects),
             (SingleRoIExtractor, "forward", regions),

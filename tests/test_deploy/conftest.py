@@ -51,6 +51,8 @@ def paste(masks: Tensor, boxes: Tensor, *size: int, paste=fcn_mask_head._do_past
 
 
 def predict(detector: nn.Module, images: Tensor) -> InstanceData:
+    size = tuple(images.shape[2:])
+    meta = dict(META, img_shape=size, ori_shape=size, batch_input_shape=size)
     with torch.no_grad(), mock.patch.object(fcn_mask_head, "_do_paste_mask", paste):
-        (sample,) = detector.predict(images, [DetDataSample(metainfo=META)], rescale=False)
+        (sample,) = detector.predict(images, [DetDataSample(metainfo=meta)], rescale=False)
     return sample.pred_instances

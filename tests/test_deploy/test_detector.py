@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_what_is_traced_is_mmdets(build: Callable, name: str, options: dict) -> 
     whole = deploy.WholeDetector(detector)
     for _ in range(3):
         images = 3 * torch.randn(1, 3, *SIZE, dtype=torch.float64)
-        with traceable(max(SIZE) + 1), torch.no_grad():
+        with traceable(), torch.no_grad():
             boxes, scores, labels, *masks = whole(images)
         expected = predict(detector, images)
         assert len(boxes) == len(expected) > 0 and len(masks) == (options != BOXES_ONLY)
@@ -59,7 +60,7 @@ def test_what_is_traced_is_mmdets(build: Callable, name: str, options: dict) -> 
             assert_masks(masks[0], boxes, expected.masks)
 
 
-def assert_finds(found: list[Tensor], expected: InstanceData) -> None:
+def assert_finds(found: list[Tensor], expected: InstanceData, size: tuple[int, int] = SIZE) -> None:
     """What lies clearly above the least score is found in both; of the rest, rounding decides."""
     boxes, scores, labels, masks = found
     apart = (boxes[:, None] - expected.bboxes).abs().amax(-1)  # (found, expected)
@@ -101,6 +102,46 @@ def test_a_file_finds_what_the_detector_finds(
         ValueError, match=r"takes images of shape .*\[?1, ?3, ?64, ?96\]?.*got \[2, 3,"
     ):
         run(torch.zeros(2, 3, *SIZE))
+
+
+# A backbone of two stages: for four, torch.export reckons with symbols for minutes.
+SHALLOW = {
+    "model.backbone.depths": [1, 2],
+    "model.backbone.num_heads": [1, 2],
+    "model.backbone.strides": [4, 2],
+    "model.backbone.out_indices": [0, 1],
+    "model.backbone.merger.compression_ratio": 0.5,
+    "model.backbone.merger.dense_blocks": 0,
+    "model.neck.in_channels": [32, 64],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "ending"),
+    [
+        (MASK, SHALLOW, ".onnx"),
+        ("demo_ltm_vit_maskrcnn.py", {}, ".xml"),
+        (CASCADE, SHALLOW, ".xml"),
+    ],
+)
+def test_a_file_for_any_size(
+    build: Callable, name: str, options: dict, ending: str, tmp_path: Path
+) -> None:
+    """High and wide ones, smaller and larger than what it was traced on, odd ones too."""
+    detector, file = build(name, **options), tmp_path / f"whole{ending}"
+    deploy.save_detector(detector, torch.zeros(1, 3, *SIZE), file, dynamic=True, scale=(200, 100))
+    predictor = deploy.load(file, threads=1)
+    for size in ((64, 96), (128, 64), (93, 131)):
+        images = 3 * torch.randn(1, 3, *size)
+        (boxes, _, labels, _), expected = predictor.raw(images), predict(detector, images)
+        apart = (boxes[:, None] - expected.bboxes).abs().amax(-1)  # (found, expected)
+        same = (apart < 100 * NEAR) & (labels[:, None] == expected.labels)
+        # rounding decides of a few what other boxes suppress
+        assert same.any(1).float().mean() > 0.8 and same.any(0).float().mean() > 0.8
+    assert {other.stem for other in tmp_path.iterdir()} == {"whole"}
+    assert predictor.factor(50, 50) == 2 and predictor.factor(100, 400) == 0.5
+    assert len(predictor(np.zeros((75, 40, 3), np.uint8)).size) == 2
 
 
 @pytest.mark.slow

@@ -136,7 +136,8 @@ def run_rank(rank: int, work: Callable, number: int, folder: Path) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2
     )
-    with threadpool_limits(1):  # threads do not survive a fork
+    torch.set_num_threads(1)  # threads do not survive a fork, and are waited for
+    with threadpool_limits(1):
         torch.save(work(rank, number), folder / f"{rank}.pth")
     distributed.barrier()
     distributed.destroy_process_group()

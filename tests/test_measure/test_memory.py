@@ -91,6 +91,22 @@ def test_tool_measures(tool: Callable, tmp_path: Path) -> None:
             assert one["peak_bytes"]["inference"][0] > 0
 
 
+@pytest.mark.slow
+def test_a_whole_detector_on_a_large_picture(tool: Callable, tmp_path: Path, capsys) -> None:
+    """Run lengths do without maps of the picture's size, which mmdet's heads make of each object."""
+    out, picture = tmp_path / "memory.json", (2000, 3000)
+    options = ["--repeats", 1, "--device", "cpu", "--json", out, "--objects", 20]
+    assert tool(DEMO, "--picture", *picture, *options) == 0
+    found = json.loads(out.read_text())["detectors"]
+    assert list(found) == ["mmdet", "dense", "merged", "dense+mmdet", "merged+mmdet"]
+    assert all(one["objects"] == 20 for name, one in found.items() if "merged" not in name)
+    maps = 20 * picture[0] * picture[1]
+    assert found["mmdet"]["median_bytes"] > maps
+    assert 0 < found["dense"]["median_bytes"] < found["dense+mmdet"]["median_bytes"]
+    assert tool(DEMO, "--picture", 64, 64, "--cfg-options", "model.type=SparseRCNN") == 2
+    assert "the detector is a SparseRCNN" in capsys.readouterr().err
+
+
 def test_tool_prints_and_writes_medians_of_interleaved_runs(
     tool: Callable, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
 ) -> None:

@@ -155,7 +155,6 @@ def test_a_file_that_differs_fails_the_check(
         ["--out", "a.pt"],
         ["--out", "a.onnx", "--dtype", "bfloat16"],
         ["--out", "a.xml", "--shape"],
-        ["--part", "detector", "--dynamic", "--out", "a.xml"],
         ["--out", "a.xml", "--dtype", "int8", "--calibration", "."],
         ["--dtype", "int8", "--out", "a.xml", "--part", "detector"],
         ["--calibration-size", "0", "--out", "a.xml"],

@@ -22,6 +22,8 @@ import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 
 from ltm_det.engine import preflight  # noqa: E402
+from ltm_det.measure.detector_memory import detector_peak  # noqa: E402
+from ltm_det.measure.detectors import known_detectors  # noqa: E402
 from ltm_det.measure.flops import (  # noqa: E402
     aligned,
     attention_macs,
@@ -30,6 +32,7 @@ from ltm_det.measure.flops import (  # noqa: E402
     dense_twin,
 )
 from ltm_det.measure.memory import MemoryUnknownError, peak_memory  # noqa: E402
+from ltm_det.studies.runs import commit  # noqa: E402
 
 
 def figures(
@@ -73,6 +76,43 @@ def rows(side: int, found: dict[str, dict]) -> list[list[str]]:
     return table
 
 
+def on_picture(cfg: Config, args: argparse.Namespace, device: str) -> int:
+    """The whole detector: others' and ours, with mmdet's heads and with fast ones."""
+    names = [name for name in known_detectors(cfg) if not name.endswith(("+lean", "torchvision"))]
+    found = {}
+    print(f"{args.config}, one picture of {args.picture}, peak memory on {device}")
+    for name in names:
+        peaks = [
+            detector_peak(cfg, name, tuple(args.picture), args.objects, device)
+            for _ in range(args.repeats)
+        ]
+        bytes_ = [peak.bytes for peak in peaks]
+        found[name] = dict(
+            peak_bytes=bytes_, median_bytes=int(median(bytes_)), objects=peaks[0].objects
+        )
+        mib = found[name]["median_bytes"] / 2**20
+        print(f"{name:16} {mib:9.1f} MiB, {peaks[0].objects} objects", flush=True)
+    write(args, device, picture=args.picture, detectors=found)
+    return 0
+
+
+def write(args: argparse.Namespace, device: str, **found: object) -> None:
+    """The figures as JSON, where that is asked for."""
+    if args.json is None:
+        return
+    result = dict(
+        command=shlex.join(["python", *sys.argv]),
+        commit=commit(),
+        config=args.config,
+        torch=torch.__version__,
+        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        repeats=args.repeats,
+        **found,
+    )
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="config file")
@@ -84,6 +124,16 @@ def main() -> int:
         metavar="PIXELS",
         help="sides of the square images (default: 512 768 1024)",
     )
+    parser.add_argument(
+        "--picture",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="the whole detector on one such picture instead, fitted into 1333 x 800 pixels",
+    )
+    parser.add_argument(
+        "--objects", type=int, default=100, help="found on that picture (default: 100)"
+    )
     parser.add_argument("--train", action="store_true", help="measure a training step as well")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: 3)")
     parser.add_argument(
@@ -92,32 +142,26 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args()
-    if args.repeats < 1 or min(args.sides) < 1:
-        parser.error("--repeats and --sides must be at least 1")
+    if min(args.repeats, args.objects, *args.sides, *(args.picture or [1])) < 1:
+        parser.error("--repeats, --objects, --picture and --sides must be at least 1")
+    if args.picture and args.train:
+        parser.error("--picture is of inference: leave --train out")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     modes = ["inference", "training"] if args.train else ["inference"]
     try:
         cfg = preflight.load_config(args.config, args.cfg_options)
+        if args.picture:
+            return on_picture(cfg, args, device)
         twin = dense_twin(cfg)
         sides = dict(dense=cfg) if twin is None else dict(dense=twin, merged=cfg)
         found = {s: figures(sides, (s, s), modes, args.repeats, device) for s in args.sides}
-    except (preflight.PreflightError, MemoryUnknownError) as error:
+    except (preflight.PreflightError, MemoryUnknownError, ValueError) as error:
         print(f"memory.py: {error}", file=sys.stderr)
         return 2
     print(f"{args.config}, one image, peak memory on {device}")
     header = ["side", *sides, *["ratio"] * (len(sides) - 1)]
     print(aligned([header, *(row for s in args.sides for row in rows(s, found[s]))]))
-    if args.json is not None:
-        result = dict(
-            command=shlex.join(["python", *sys.argv]),
-            config=args.config,
-            torch=torch.__version__,
-            device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-            repeats=args.repeats,
-            sides={str(s): found[s] for s in args.sides},
-        )
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(args, device, sides={str(s): found[s] for s in args.sides})
     return 0
 
 
