@@ -31,17 +31,17 @@ $(STAMP): setup.py
 	touch $@
 
 demo: install
-	$(PY) tools/make_demo_data.py --out $(DEMO_DATA)
-	$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
-	$(PY) tools/analysis/draw_predictions.py $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
+	$(PY) -m ltm_det.cli demo-data --out $(DEMO_DATA)
+	$(PY) -m ltm_det.cli train $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
+	$(PY) -m ltm_det.cli draw $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 		--out $(DEMO_DIR)/predictions.png
-	$(PY) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
+	$(PY) -m ltm_det.cli test $(DEMO_CONFIG) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 		--work-dir $(DEMO_DIR)
 	@echo "Box AP (bbox) and mask AP (segm) stand above; the picture is $(DEMO_DIR)/predictions.png"
 
 # From a quarter of a megapixel to two, so that the growth of cost shows.
 bench: install
-	$(PY) tools/analysis/benchmark.py $(BENCH_CONFIG) --rounds 5 --warm-up 1 \
+	$(PY) -m ltm_det.cli benchmark $(BENCH_CONFIG) --rounds 5 --warm-up 1 \
 		--shape 800 1280 --shape 512 512 --shape 1440 1440 \
 		--json $(BENCH_DIR)/bench.json --plot $(BENCH_DIR)/bench.png
 	@echo "The figures are in $(BENCH_DIR)/bench.json, the picture is $(BENCH_DIR)/bench.png"

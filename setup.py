@@ -28,7 +28,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ltm_det", "ltm_det.*"]),
-    package_data={"ltm_det": ["py.typed"]},
+    # Configs where mmengine looks for them, `_base_ = "ltm_det::..."`: links to this repository's.
+    package_data={"ltm_det": ["py.typed", ".mim/*.yml", ".mim/configs/**/*.py"]},
+    entry_points={"console_scripts": ["ltm-det = ltm_det.cli:main"]},
     install_requires=[
         "torch>=2.4,<2.15",
         "torchvision>=0.19,<0.30",

@@ -116,7 +116,7 @@ def test_a_file_in_the_backbones_place(tmp_path: Path) -> None:
     backbone = config_with("ExportedBackbone", tmp_path).model.backbone
     assert backbone == dict(type="ExportedBackbone", file="work_dirs/ltm_swin_s.xml")
     register_all_modules()
-    with pytest.raises(FileNotFoundError, match="make it with tools/export.py"):
+    with pytest.raises(FileNotFoundError, match="make it with ltm-det export"):
         MODELS.build(backbone)
 
 

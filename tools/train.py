@@ -1,100 +1,11 @@
-"""Train a detector. The options are those of mmdet's own training tool."""
+"""The same as ``ltm-det train``, from a checkout."""
 
-import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
-
-# isort: split
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.registry import RUNNERS  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
-
-from ltm_det.engine import preflight  # noqa: E402
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
-    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
-    parser.add_argument(
-        "--auto-scale-lr",
-        action="store_true",
-        help="scale the learning rate with the batch size, from the base the config names",
-    )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="CHECKPOINT",
-        help="resume from this checkpoint, or with none named from the work folder's latest",
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the config, such as train_dataloader.batch_size=4; "
-        'lists as key="[a,b]", without white space',
-    )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    return args
-
-
-def apply_options(cfg: Config, args: argparse.Namespace) -> None:
-    """Writes the options into the config.
-
-    Raises:
-        PreflightError: ``--auto-scale-lr`` without a base batch size in the config.
-    """
-    if args.amp:
-        cfg.optim_wrapper.type = "AmpOptimWrapper"
-        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
-    if args.auto_scale_lr:
-        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
-            raise preflight.PreflightError(
-                "--auto-scale-lr needs the batch size that the learning rate was chosen for\n"
-                "Give it with --cfg-options auto_scale_lr.base_batch_size=N"
-            )
-        cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == "auto" else args.resume
-    hooks = cfg.get("custom_hooks") or []
-    if not any(hook["type"] == "ExactResumeHook" for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type="ExactResumeHook")]
-
-
-def train(args: argparse.Namespace) -> None:
-    cfg = preflight.load_run_config(args)
-    apply_options(cfg, args)
-    if preflight.is_local_main(args.launcher):
-        preflight.check_data(cfg, "train", "val")
-        preflight.check_weights(cfg)
-        preflight.check_amp(cfg)
-    with preflight.launched(cfg), preflight.network_errors_named(cfg):
-        runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-        runner.train()
-
-
-def main() -> int:
-    args = parse_args()
-    try:
-        train(args)
-    except preflight.PreflightError as error:
-        if preflight.is_local_main(args.launcher):
-            print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    return 0
-
+from ltm_det.cli.train import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,11 +5,13 @@
 
 from ltm_det.compat.checkpoint import allow_mmengine_checkpoints, load_safely
 from ltm_det.compat.complexity import count_fused_attention
+from ltm_det.compat.configs import find_our_configs
 from ltm_det.compat.ops import provide_mmcv_ops
 
 
 def apply() -> None:
-    """Put all in place: compiled ops that mmdet needs, safe loading, and counts of attention.
+    """Put all in place: compiled ops that mmdet needs, safe loading, counts of attention, and our
+    configs by name.
 
     Raises:
         ImportError: Neither mmcv nor mmcv-lite is installed.
@@ -18,12 +20,14 @@ def apply() -> None:
     allow_mmengine_checkpoints()
     load_safely()
     count_fused_attention()
+    find_our_configs()
 
 
 __all__ = [
     "allow_mmengine_checkpoints",
     "apply",
     "count_fused_attention",
+    "find_our_configs",
     "load_safely",
     "provide_mmcv_ops",
 ]

@@ -110,7 +110,7 @@ def written_files(out: Path) -> tuple[Path, Path]:
 
 
 def save_converted(cfg: Config, detector: nn.Module, out: Path) -> None:
-    """Writes a checkpoint for tools/test.py and DetInferencer, and its config beside it as .py.
+    """Writes a checkpoint for ltm-det test and DetInferencer, and its config beside it as .py.
 
     Files that are there are replaced, each at once.
 

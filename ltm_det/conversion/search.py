@@ -41,7 +41,7 @@ def search(args: argparse.Namespace, cfg: Config, checkpoint: Mapping[str, Any])
     """All that was found: the dense cost, the units' candidates, the choice, what it reaches.
 
     Args:
-        args: Of ``tools/analysis/search_ratios.py``.
+        args: Of ``ltm-det search``.
         cfg: Of the detector.
         checkpoint: Its trained weights.
 

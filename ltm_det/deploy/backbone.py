@@ -11,7 +11,7 @@ from ltm_det.deploy.runtime import load_runner
 
 @MODELS.register_module()
 class ExportedBackbone(BaseModule):
-    """A file written by ``tools/export.py``, in the place of the backbone that it was made from.
+    """A file written by ``ltm-det export``, in the place of the backbone that it was made from.
 
     It runs on the CPU and has no parameters: those of the detector's checkpoint are left out.
 
@@ -29,7 +29,7 @@ class ExportedBackbone(BaseModule):
         self.file = str(file)
         self.run, loaded = load_runner(file, threads)
         if loaded.about is not None:
-            raise ValueError(f"{file} holds a whole detector: give it to tools/test.py itself")
+            raise ValueError(f"{file} holds a whole detector: give it to ltm-det test itself")
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) to the maps (B, C_i, H_i, W_i)."""

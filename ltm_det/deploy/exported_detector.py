@@ -44,7 +44,7 @@ class ExportedDetector(BaseModel):
         predictor = load(file, threads)
         if not isinstance(predictor, Predictor):
             raise ValueError(
-                f"{file} holds no detector: write one with tools/export.py --part detector, or set "
+                f"{file} holds no detector: write one with ltm-det export --part detector, or set "
                 "model.backbone to dict(_delete_=True, type='ExportedBackbone', file=FILE)"
             )
         self.predictor, self.warned = predictor, False

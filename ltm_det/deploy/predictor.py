@@ -140,7 +140,7 @@ def load(file: str | Path, threads: int | None = None) -> Runner | Predictor:
     from images (B, 3, H, W) to the list of float32 maps.
 
     Args:
-        file: Written by ``tools/export.py``, .onnx or .xml.
+        file: Written by ``ltm-det export``, .onnx or .xml.
         threads: That the runtime may use; None: as many as it chooses.
 
     Raises:

@@ -38,7 +38,7 @@ def load_runner(file: str | Path, threads: int | None = None) -> tuple[Runner, L
     detector's takes one image.
 
     Args:
-        file: Written by ``tools/export.py``, .onnx or .xml.
+        file: Written by ``ltm-det export``, .onnx or .xml.
         threads: That the runtime may use; None: as many as it chooses.
 
     Raises:
@@ -51,7 +51,7 @@ def load_runner(file: str | Path, threads: int | None = None) -> tuple[Runner, L
         raise ValueError(f"{file} ends in none of {sorted(runtimes)}")
     if not file.is_file():
         raise FileNotFoundError(
-            f"no file at {file}: make it with tools/export.py CONFIG CHECKPOINT --out {file}"
+            f"no file at {file}: make it with ltm-det export CONFIG CHECKPOINT --out {file}"
         )
     if file.suffix == ".xml" and not file.with_suffix(".bin").is_file():
         raise FileNotFoundError(f"no {file.with_suffix('.bin')} beside {file}: both are one model")

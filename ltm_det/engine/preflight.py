@@ -24,7 +24,7 @@ Put COCO 2017 where the config looks for it,
 or link data/coco to where it is: ln -s /path/to/coco data/coco
 Without COCO, run the demo, which makes its own data: make demo"""
 DEMO_REMEDY = """\
-Make the demo data: python tools/make_demo_data.py --out {root}
+Make the demo data: ltm-det demo-data --out {root}
 or data, training and evaluation in one: make demo"""
 OTHER_REMEDY = """\
 Put the data there, or name another place with

@@ -50,7 +50,7 @@ def exported(model: nn.Module, images: Tensor) -> Run:
 
 
 def as_file(model: nn.Module, images: Tensor, ending: str, dtype: str = "float32") -> Run:
-    """What ``tools/export.py`` writes for images of one shape, run by its runtime on the CPU."""
+    """What ``ltm-det export`` writes for images of one shape, run by its runtime on the CPU."""
     if images.dtype != torch.float32 or images.device.type != "cpu":
         raise ValueError("files take float32 images on the CPU: give --dtype float32 --device cpu")
     folder = tempfile.TemporaryDirectory()

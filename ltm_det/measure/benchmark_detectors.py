@@ -25,7 +25,7 @@ def measure_detectors(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
 
     Args:
         cfg: Of the detector.
-        args: Of ``tools/analysis/benchmark.py``; models and base are filled in.
+        args: Of ``ltm-det benchmark``; models and base are filled in.
 
     Raises:
         ValueError: On an unknown detector, a base that is not measured, a strange checkpoint.

@@ -49,7 +49,7 @@ def compiled(detector: nn.Module, images: Tensor) -> Run:
 def as_file(
     detector: nn.Module, images: Tensor, ending: str = ".xml", dtype: str = "float32"
 ) -> Run:
-    """What ``tools/export.py --part detector`` writes, from pictures to masks' run lengths, one
+    """What ``ltm-det export --part detector`` writes, from pictures to masks' run lengths, one
     picture after the other. Int8 takes its ranges from ``images``.
 
     Raises:

@@ -78,7 +78,7 @@ def backbone_gmacs(backbone: Backbone, merger: Mapping[str, Any] | None) -> floa
 
 
 def conversion_options(cell: Cell) -> list[str]:
-    """What tools/convert.py is told of a cell's merger, and of its calibration.
+    """What ltm-det convert is told of a cell's merger, and of its calibration.
 
     Raises:
         SpecError: An option of the merger cannot be given on a command line.

@@ -1,4 +1,4 @@
-"""Running this repository's tools one after another, and tables of what came out of them."""
+"""Running commands one after another, and tables of what came out of them."""
 
 import csv
 import json
@@ -13,17 +13,19 @@ from statistics import mean
 
 from mmengine.config import Config
 
-ROOT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
+# Where commands run and their paths start: a checkout, or without one where one is.
+ROOT = CHECKOUT if (CHECKOUT / "tools").is_dir() else Path.cwd()
 METRICS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "segm_mAP_50")
 ONE_THREAD = dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 RECIPE = ("model", "train_cfg", "optim_wrapper", "param_scheduler", "randomness")
 
 
 def run_tool(command: Sequence[str], log: Path) -> float:
-    """Runs a tool from the repository's root, with one thread, and waits for it.
+    """Runs a command from `ROOT`, with one thread, and waits for it.
 
     Args:
-        command: The tool's path, such as 'tools/train.py', and its options.
+        command: Its name, such as 'train', and its options.
         log: File for all that it prints; its folder is made.
 
     Returns:
@@ -35,7 +37,7 @@ def run_tool(command: Sequence[str], log: Path) -> float:
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.time()
     with open(log, "w") as file:
-        run = [sys.executable, *command]
+        run = [sys.executable, "-m", "ltm_det.cli", *command]
         env = dict(os.environ, **ONE_THREAD)
         done = subprocess.run(run, cwd=ROOT, env=env, stdout=file, stderr=file)
     if done.returncode:
@@ -44,8 +46,8 @@ def run_tool(command: Sequence[str], log: Path) -> float:
 
 
 def as_typed(command: Sequence[str]) -> str:
-    """A tool's command as one types it in the repository's root."""
-    return shlex.join(["python", *command])
+    """A command as one types it."""
+    return shlex.join(["ltm-det", *command])
 
 
 def from_root(path: Path) -> str:

@@ -80,7 +80,7 @@ def test_a_file_takes_the_backbones_place(tmp_path: Path) -> None:
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model.pt ends in none of \['.onnx', '.xml'\]"):
         deploy.load("model.pt")
-    with pytest.raises(FileNotFoundError, match="none.onnx: make it with tools/export.py"):
+    with pytest.raises(FileNotFoundError, match="none.onnx: make it with ltm-det export"):
         deploy.load(tmp_path / "none.onnx")
     model, images = swin_cases.build(None), torch.randn(1, 3, 16, 16)
     with pytest.raises(ValueError, match="model.pt ends in none of"):

@@ -125,7 +125,7 @@ def test_an_exported_detector_in_a_test_loop(
         exported(inputs)
     with pytest.raises(ValueError, match="mask_format='png': give one of"):
         deploy.ExportedDetector(tmp_path / "whole.onnx", mask_format="png")
-    with pytest.raises(ValueError, match="holds a whole detector: give it to tools/test.py"):
+    with pytest.raises(ValueError, match="holds a whole detector: give it to ltm-det test"):
         deploy.ExportedBackbone(tmp_path / "whole.onnx")
 
     box = torch.tensor([[10.0, 10, 30, 30]])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from ltm_det.cli import memory as memory_command
 from ltm_det.measure import memory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +74,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Callable:
         monkeypatch.setattr(sys, "argv", ["memory.py", *map(str, words)])
         return main()
 
-    run.globals = main.__globals__
+    run.globals = vars(memory_command)
     return run
 
 
@@ -93,7 +94,7 @@ def test_tool_measures(tool: Callable, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_whole_detector_on_a_large_picture(tool: Callable, tmp_path: Path, capsys) -> None:
-    """Run lengths do without maps of the picture's size, which mmdet's heads make of each object."""
+    """Run lengths do without maps of the picture's size, which mmdet's heads make."""
     out, picture = tmp_path / "memory.json", (2000, 3000)
     options = ["--repeats", 1, "--device", "cpu", "--json", out, "--objects", 20]
     assert tool(DEMO, "--picture", *picture, *options) == 0

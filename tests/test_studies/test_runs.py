@@ -53,8 +53,8 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_tool_that_fails_is_told_with_its_log(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "log.txt"
-    with pytest.raises(RuntimeError, match=r"python tools/test.py failed: see .*logs/log.txt"):
-        runs.run_tool(["tools/test.py"], path)
+    with pytest.raises(RuntimeError, match=r"ltm-det test failed: see .*logs/log.txt"):
+        runs.run_tool(["test"], path)
     assert "the following arguments are required" in path.read_text()
 
 

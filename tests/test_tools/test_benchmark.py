@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltm_det.cli import benchmark as benchmark_command
 from ltm_det.measure.memory import MemoryUnknownError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Callable:
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, words)])
         return main()
 
-    run.globals = main.__globals__
+    run.globals = vars(benchmark_command)
     return run
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
+from ltm_det.cli import compare as compare_command
 from ltm_det.studies import pareto, runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,13 +33,13 @@ class Tools:
         self.commands.append(command)
         if any(name in str(log) for name in self.broken):
             raise RuntimeError(f"{command[0]} failed: see {log}")
-        if command[0] == "tools/convert.py":
+        if command[0] == "convert":
             return 1.0
         folder = Path(command[command.index("--work-dir") + 1])
         number = f"{time.time_ns()}"
         values = {f"coco/{name}": len(self.commands) / 100 for name in runs.METRICS}
         (folder / number / "vis_data").mkdir(parents=True)
-        if command[0] == "tools/test.py":
+        if command[0] == "test":
             (folder / number / f"{number}.json").write_text(json.dumps(values))
             return 2.0
         cfg = Config.fromfile(command[1])
@@ -59,8 +60,8 @@ class Tools:
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
     tools = Tools()
-    monkeypatch.setattr(runs, "run_tool", tools)
-    monkeypatch.setattr(runs, "commit", lambda: "abc")
+    monkeypatch.setattr(compare_command, "run_tool", tools)
+    monkeypatch.setattr(compare_command, "commit", lambda: "abc")
     monkeypatch.setattr(pareto, "draw", lambda *_: False)  # it is slow, and has its own tests
     return tools
 
@@ -98,7 +99,7 @@ def test_dense_runs_come_first_and_a_second_call_has_nothing_to_do(
     assert "7 cells, 0 are in" in printed and "7 runs to do" in printed
     first = "[1/7] swin-train-dense-1-seed0: box AP 1.0, mask AP 1.0, 4.0 min; 6 left, about 24 min"
     assert first in printed
-    converted = [c for c in tools.commands if c[0] == "tools/convert.py"]
+    converted = [c for c in tools.commands if c[0] == "convert"]
     folders = tools.folders()
     assert folders[:2] == ["swin-train-dense-1-seed0", "swin-train-dense-1-seed1"]
     rows = table(tmp_path)
@@ -139,7 +140,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(
     assert compare(TRAIN, FINETUNE) == 1
     printed = capsys.readouterr().out
     log = tmp_path / "work" / "swin-finetune-LTM-half-seed0" / "log.txt"
-    assert f"swin-finetune-LTM-half-seed0 FAILED: tools/train.py failed: see {log}" in printed
+    assert f"swin-finetune-LTM-half-seed0 FAILED: train failed: see {log}" in printed
     assert "swin-finetune-dense-1-seed1 FAILED: its dense detector failed" in printed
     assert "2 rows in" in printed and "4 runs FAILED" in printed
     assert names(table(tmp_path)) == ["train-dense-1-0", "finetune-dense-1-0"]

@@ -81,7 +81,7 @@ def test_the_converted_detector_is_evaluated_by_the_test_tool(
     assert "calibrate: 100%" in progress and "2/2" in progress
     command = printed.splitlines()[-1]
     assert command == (
-        f"Evaluate it: python tools/test.py '{tmp_path}/it'\"'\"'s/merged.py' "
+        f"Evaluate it: ltm-det test '{tmp_path}/it'\"'\"'s/merged.py' "
         f"'{tmp_path}/it'\"'\"'s/merged.pth'"
     )
     assert main("test.py", out.with_suffix(".py"), out, "--work-dir", tmp_path / "tested") == 0

@@ -64,7 +64,7 @@ def test_remote_data_and_splits_switched_off_are_not_looked_for() -> None:
     ("root", "remedy"),
     [
         ("no/coco/", "data/coco/train2017/"),
-        ("no/demo/", "tools/make_demo_data.py --out no/demo/"),
+        ("no/demo/", "ltm-det demo-data --out no/demo/"),
         ("no/cats/", "train_dataloader.dataset.data_root=DIR"),
     ],
 )

@@ -100,12 +100,12 @@ def test_the_bottleneck_is_measured_where_the_run_or_its_twin_merges(
     checkpoint = str(tmp_path / f"{name}_seed3/iter_9.pth")
     for split, command in zip(("val", "train"), asked, strict=True):
         assert command[command.index("--split") + 1] == split
-        assert command[1::2][:2] == ["tools/analysis/ib_report.py", checkpoint]
-        assert command[:6] == asked[0][:6]
+        assert command[1:4] == ["-m", "ltm_det.cli", "ib"] and command[5] == checkpoint
+        assert command[:8] == asked[0][:8]
         changes = command[command.index("--cfg-options") + 1 :]
         assert changes == asked[0][-len(changes) :]
 
-    cfg = load_config(str(ROOT / command[2]), options_of(changes))
+    cfg = load_config(str(ROOT / command[4]), options_of(changes))
     kind = command[command.index("--rows") + 1]
     assert kind == ("dense" if "dense" in name else "pool" if "pool" in name else "merged")
     measured = variant(cfg, kind)
@@ -175,9 +175,10 @@ def test_the_bottleneck_of_every_run_is_written_once(
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
         if command[0] != sys.executable:
             return run_outside(command, **options)
-        _, tool, *words = command
+        assert command[1:3] == ["-m", "ltm_det.cli"]
+        tool, *words = command[3:]
         started.append((tool, words))
-        code = train(*words) if "train" in tool else main(tool.removeprefix("tools/"), *words)
+        code = train(*words) if tool == "train" else main("analysis/ib_report.py", *words)
         return subprocess.CompletedProcess(command, code or 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -191,7 +192,7 @@ def test_the_bottleneck_of_every_run_is_written_once(
         return capsys.readouterr().out
 
     assert "the bottleneck of 0 runs is in" in study("pool")
-    assert [tool for tool, _ in started] == ["tools/train.py"] + ["tools/analysis/ib_report.py"] * 2
+    assert [tool for tool, _ in started] == ["train"] + ["ib"] * 2
     first = out.read_text()
     assert "the bottleneck of 1 runs is in" in study("ltm_stage_soft", "pool", "dense")
     assert len(started) == 3 * 3

@@ -1,106 +1,11 @@
-"""Table and plot of the information bottleneck at every merge point: merged, dense and pooled.
+"""The same as ``ltm-det ib``, from a checkout."""
 
-IB = I(X~;X) - I(X~;Y) in nats, as ltm_det.studies.bottleneck measures it, over the instances of a
-split and as many boxes of background as it has images. Without --dense and --pool, dense and pooled
-are the checkpoint's own weights, with nothing merged and with area pooling at the same points.
-"""
-
-import argparse
-import json
-import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
-
-# isort: split
-from mmengine.config import DictAction  # noqa: E402
-from mmengine.device import get_device  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-
-from ltm_det.engine import preflight  # noqa: E402
-from ltm_det.studies.bottleneck import KINDS, as_table, draw, measure  # noqa: E402
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", help="config file of the merged detector")
-    parser.add_argument("checkpoint", help="its checkpoint, file or URL")
-    parser.add_argument("--dense", metavar="FILE", help="checkpoint for the dense row")
-    parser.add_argument("--pool", metavar="FILE", help="checkpoint for the pooled row")
-    parser.add_argument("--rows", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--untrained", action="store_true", help="each also as before training")
-    parser.add_argument("--split", choices=["val", "train"], default="val")
-    parser.add_argument("--images", type=int, help="of the split, rounded up to whole batches")
-    parser.add_argument("--clusters", type=int, default=32)
-    parser.add_argument(
-        "--beta",
-        type=float,
-        nargs="+",
-        default=[10.0],
-        help="inverse temperature of the assignments to clusters, one or more; inf: hard clusters",
-    )
-    parser.add_argument("--out", type=Path, metavar="PNG", help="write the plot here")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
-    args = parser.parse_args()
-    if args.clusters < 2 or (args.images is not None and args.images < 1):
-        parser.error("--clusters must be 2 or more, --images 1 or more")
-    if not all(beta > 0 for beta in args.beta) or len(set(args.beta)) < len(args.beta):
-        parser.error("--beta must be above 0, and each be given once")
-    return args
-
-
-def main() -> int:
-    args = parse()
-    checkpoints = dict(
-        dense=args.dense or args.checkpoint,
-        pool=args.pool or args.checkpoint,
-        merged=args.checkpoint,
-    )
-    MMLogger.get_instance("mmengine", log_level="ERROR")  # not a line for every parameter
-    try:
-        cfg = preflight.load_config(args.config, args.cfg_options)
-        preflight.check_data(cfg, args.split)
-        for kind in args.rows:
-            preflight.check_checkpoint(checkpoints[kind])
-        if args.untrained:
-            preflight.check_weights(cfg)
-        measured: dict[str, dict] = {f"{beta:g}": {} for beta in args.beta}
-        for kind in args.rows:
-            states = {kind: checkpoints[kind]}
-            if args.untrained:
-                states = {f"{kind}, untrained": None} | states
-            for name, checkpoint in states.items():
-                summaries = measure(
-                    cfg,
-                    kind,
-                    checkpoint,
-                    args.split,
-                    args.images,
-                    args.clusters,
-                    args.beta,
-                    get_device(),
-                )
-                for rows, summary in zip(measured.values(), summaries, strict=True):
-                    rows[name] = summary
-    except (preflight.PreflightError, ValueError) as error:
-        print(f"ib_report.py: {error}", file=sys.stderr)
-        return 2
-    for beta, rows in measured.items():
-        samples = next(iter(next(iter(rows.values())).values()))["samples"]
-        title = f"{samples} samples of {args.split}, {args.clusters} clusters, beta {beta}"
-        print(f"{title}\n{as_table(rows)}")
-    if args.json is not None:
-        result = dict(command=shlex.join(["python", *sys.argv]), split=args.split, beta=measured)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    if args.out is not None:
-        draw(measured, f"{args.config}: {samples} samples of {args.split}", args.out)
-    return 0
-
+from ltm_det.cli.ib import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,9 +1,9 @@
 """Paired study on the demo data: the same schedule, data and seeds for dense and merged backbones.
 
-Trains every (variant, seed) that OUT has no row for yet, through tools/train.py, and adds a row
+Trains every (variant, seed) that OUT has no row for yet, through ltm-det train, and adds a row
 with its AP; so an interrupted study goes on where it stopped. Each run uses one thread. Beside
 OUT.csv, OUT.md gets the mean and the range over seeds, with the backbone's GMACs. With --bottleneck
-also the information bottleneck of every run is measured by tools/analysis/ib_report.py, before and
+also the information bottleneck of every run is measured by ltm-det ib, before and
 after training, and goes to OUT_bottleneck.csv; the run's checkpoint must be in the work directory.
 """
 
@@ -95,7 +95,7 @@ def train(variant: str, seed: int, work_dir: Path, extra: str) -> dict[str, obje
     """Trains and evaluates one run, in a folder below ``work_dir``; returns its row."""
     config, changes = VARIANTS[variant]
     work_dir = work_dir / f"{variant}_seed{seed}"
-    command = ["tools/train.py", config, "--work-dir", str(work_dir), "--cfg-options"]
+    command = ["train", config, "--work-dir", str(work_dir), "--cfg-options"]
     command += [f"randomness.seed={seed}", *changes.split(), *extra.split()]
     work_dir = ROOT / work_dir
     minutes = run_tool(command, work_dir / "log.txt")
@@ -115,7 +115,7 @@ def measure_bottleneck(
     rows = []
     for split, images in IMAGES.items():
         numbers = work_dir / f"bottleneck_{split}.json"
-        command = ["tools/analysis/ib_report.py", config, checkpoint, "--rows", kind]
+        command = ["ib", config, checkpoint, "--rows", kind]
         command += [
             "--untrained",
             "--split",
@@ -129,7 +129,7 @@ def measure_bottleneck(
         ]
         command += ["--cfg-options", f"randomness.seed={seed}", *changes.split(), *extra.split()]
         env = dict(os.environ, **ONE_THREAD)
-        run = [sys.executable, *command]
+        run = [sys.executable, "-m", "ltm_det.cli", *command]
         done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{as_typed(command)} failed: {done.stderr}")

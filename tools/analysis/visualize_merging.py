@@ -1,89 +1,11 @@
-"""Draw what a detector's backbone merges in images: regions, weights and restored features."""
+"""The same as ``ltm-det visualize``, from a checkout."""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
-
-# isort: split
-from mmdet.apis import init_detector  # noqa: E402
-from mmengine.config import DictAction  # noqa: E402
-from mmengine.device import get_device  # noqa: E402
-
-from ltm_det.engine import preflight  # noqa: E402
-from ltm_det.pictures.merging import (  # noqa: E402
-    MergingPictureError,
-    draw_merging,
-    merge_points_of,
-    read_image,
-)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file or URL")
-    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="image files")
-    parser.add_argument(
-        "--out-dir", type=Path, required=True, help="folder for IMAGE_merging.png of each image"
-    )
-    parser.add_argument(
-        "--targets",
-        type=int,
-        default=3,
-        metavar="N",
-        help="merged tokens to look at, those at the centres of the best detections",
-    )
-    parser.add_argument(
-        "--at",
-        type=float,
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("X", "Y"),
-        help="pixel whose merged token to look at instead; may be repeated",
-    )
-    parser.add_argument(
-        "--points",
-        nargs="+",
-        metavar="NAME",
-        help="merge points to draw, such as stages.2.blocks.2; "
-        "by default all of a ViT, the last of each stage of a Swin",
-    )
-    parser.add_argument("--score-thr", type=float, default=0.5, help="least score to draw")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
-    args = parser.parse_args()
-    if args.targets < 1:
-        parser.error(f"--targets must be at least 1, but is {args.targets}")
-    return args
-
-
-def main() -> int:
-    args = parse_args()
-    outs = [args.out_dir / f"{path.stem}_merging.png" for path in args.images]
-    try:
-        for out in outs:
-            if outs.count(out) > 1:
-                raise MergingPictureError(
-                    f"{out} would be the picture of several images: draw them to several folders"
-                )
-        cfg = preflight.load_config(args.config, args.cfg_options)
-        preflight.check_checkpoint(args.checkpoint)
-        for path in args.images:
-            read_image(path, args.at)
-        model = init_detector(cfg, args.checkpoint, device=get_device())
-        merge_points_of(model.backbone, args.points)
-        for path, out in zip(args.images, outs):
-            draw_merging(model, path, out, args.targets, args.at, args.points, args.score_thr)
-            print(out)
-    except (preflight.PreflightError, MergingPictureError) as error:
-        print(f"visualize_merging.py: {error}", file=sys.stderr)
-        return 2
-    return 0
-
+from ltm_det.cli.visualize import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,68 @@
+"""What all commands share: how they are named, parsed, and how they end."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltm_det.engine.preflight import is_local_main
+
+CONSOLE = "ltm-det"
+BAD_INPUT = 2  # exit code, as argparse has it
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+def name() -> str:
+    """Of the command that runs: 'ltm-det train', or a tool's file such as 'train.py'."""
+    script = Path(sys.argv[0]).name
+    return " ".join([script, *sys.argv[1:2]]) if script == CONSOLE else script
+
+
+def typed() -> str:
+    """The command line that runs, as one types it."""
+    if Path(sys.argv[0]).name == CONSOLE:
+        return shlex.join([CONSOLE, *sys.argv[1:]])
+    return shlex.join(["python", *sys.argv])
+
+
+def new_parser(text: str, example: str) -> argparse.ArgumentParser:
+    """A command's parser.
+
+    Args:
+        text: What the command does; help shows the first sentence.
+        example: The words after the command's name.
+    """
+    return argparse.ArgumentParser(
+        prog=name(),
+        description=text.splitlines()[0],
+        epilog=f"example: {name()} {example}",
+        allow_abbrev=False,
+    )
+
+
+def command(
+    parse: Callable[[Sequence[str] | None], argparse.Namespace],
+    run: Callable[[argparse.Namespace], Any],
+    *expected: type[Exception],
+) -> Main:
+    """A command's main function: from words to an exit code.
+
+    Args:
+        parse: From words, None for those of the command line, to arguments.
+        run: Does it; its exit code, None for 0.
+        expected: Errors that say what is wrong with the input; others show their traceback.
+    """
+
+    def main(words: Sequence[str] | None = None) -> int:
+        args = parse(words)
+        try:
+            return int(run(args) or 0)
+        except expected as error:
+            if is_local_main(getattr(args, "launcher", "none")):
+                print(f"{name()}: {error}", file=sys.stderr)
+            return BAD_INPUT
+
+    return main

@@ -1,0 +1,38 @@
+"""Draw a contact sheet of validation images: ground truth beside predicted boxes and masks."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.device import get_device
+
+from ltm_det.cli.common import command, new_parser
+from ltm_det.engine import preflight
+from ltm_det.pictures.predictions import contact_sheet
+
+EXAMPLE = "ltm.py ltm.pth --out found.png"
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = new_parser(__doc__, EXAMPLE)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file or URL")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write, such as a.png")
+    parser.add_argument("--num", type=int, default=6, help="number of images")
+    parser.add_argument("--score-thr", type=float, default=0.5, help="least score to draw")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    args = parser.parse_args(words)
+    if args.num < 1:
+        parser.error(f"--num must be at least 1, but is {args.num}")
+    return args
+
+
+def run(args: argparse.Namespace) -> int | None:
+    cfg = preflight.load_config(args.config, args.cfg_options)
+    preflight.check_checkpoint(args.checkpoint)
+    preflight.check_data(cfg, "val")
+    contact_sheet(cfg, args.checkpoint, args.out, args.num, args.score_thr, get_device())
+
+
+main = command(parse, run, preflight.PreflightError)

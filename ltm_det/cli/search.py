@@ -1,0 +1,132 @@
+"""Pick the ratio of every stage or block from a budget; write the merged detector's config.
+
+On a few unlabelled images it measures what merging one unit alone does to the backbone's maps, and
+counts what that saves. Then it picks the ratios of least summed error that meet the budget, counts
+what they really cost together, and goes on with a tighter budget where that is too much. Nothing
+is trained: mask modules are as they start. See ltm_det.conversion.ratio_search for the rules.
+
+With --part detector parts of a lean recipe are candidates too, costs are the whole detector's, and
+errors are what AP falls short of 1 where the dense detector's own objects are taken for the truth.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+
+from ltm_det.backbones.common.weights import read_checkpoint
+from ltm_det.cli.common import command, new_parser, typed
+from ltm_det.conversion.search import (
+    PARTS,
+    SEARCHED,
+    UNITS,
+    as_table,
+    config_text,
+    search,
+    weights_file,
+    write,
+)
+from ltm_det.engine import preflight
+from ltm_det.merging import MERGERS
+
+EXAMPLE = "dense.py dense.pth --part detector --cost latency --budget 0.6 --out ltm.py"
+
+RATIOS = [0.75, 0.51, 0.33, 0.18]  # windows of 7 x 7 become 6 x 6, 5 x 5, 4 x 4, 3 x 3
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = new_parser(__doc__, EXAMPLE)
+    parser.add_argument("config", help="config file of the detector; a merger in it is replaced")
+    parser.add_argument("checkpoint", help="its trained weights, file or URL")
+    parser.add_argument(
+        "--part",
+        choices=[*PARTS],
+        default="backbone",
+        help="what costs, and is searched; detector: ratios and a lean recipe (default: backbone)",
+    )
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--budget", type=float, help="part of the dense cost, 0 to 1")
+    budget.add_argument(
+        "--budget-ms", type=float, metavar="MS", help="milliseconds, for --cost latency"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="PY", help="config to write")
+    parser.add_argument("--cost", choices=["gmacs", "latency"], default="gmacs")
+    parser.add_argument(
+        "--unit",
+        choices=["stage", "block"],
+        help="of a Swin, what gets its ratio in one piece (default: stage); block in stage scope: "
+        "a stage merges from any block to its end",
+    )
+    parser.add_argument("--merger", choices=list(MERGERS), help="default: the config's, or LTM")
+    parser.add_argument("--merger-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    parser.add_argument("--scope", choices=["stage", "block"], help="default: the config's")
+    parser.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        default=RATIOS,
+        help=f"kept fractions to choose from (default: {RATIOS})",
+    )
+    preflight.add_shape(parser)
+    parser.add_argument("--images", type=int, default=64, help="to measure on (default: 64)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config, for the search only: they are not written",
+    )
+    args = parser.parse_args(words)
+    if args.budget is not None and not 0 < args.budget < 1:
+        parser.error(f"--budget must lie between 0 and 1, but is {args.budget}")
+    if args.budget_ms is not None and (args.cost != "latency" or not args.budget_ms > 0):
+        parser.error("--budget-ms must be above 0, and is for --cost latency")
+    if args.out.suffix != ".py" or args.out.absolute() == Path(args.config).absolute():
+        parser.error(f"--out must be a new .py file, but is {args.out}")
+    if args.images < 1 or min(args.shape) < 1:
+        parser.error("--images and --shape must be 1 or more")
+    if taken := set(SEARCHED) & {*(args.merger_options or {})}:
+        parser.error(f"--merger-options: {sorted(taken)} is what the search sets; see --ratios")
+    return args
+
+
+def run(args: argparse.Namespace) -> int | None:
+    MMLogger.get_instance("mmengine", log_level="ERROR")  # not a line for every model
+    cfg = preflight.load_config(args.config, args.cfg_options)
+    preflight.check_data(cfg, "train")
+    preflight.check_checkpoint(args.checkpoint)
+    checkpoint = read_checkpoint(args.checkpoint)
+    weights = weights_file(args, checkpoint)
+    for path in {str(args.out), weights} - {args.checkpoint}:
+        if Path(path).exists() and not args.overwrite:
+            raise preflight.PreflightError(f"{path} exists: give another --out, or --overwrite")
+    result = search(args, cfg, checkpoint)
+    command = typed()
+    unit = UNITS[args.cost]
+    budget = args.budget if args.budget is not None else f"{args.budget_ms} ms"
+    kind = result["types"][args.part == "backbone"]
+    reached = "{} at {} x {}: {cost:.3f} of {dense_cost:.3f} {}, {cost_ratio:.3f} (budget {})"
+    reached = reached.format(kind, *args.shape, unit, budget, **result)
+    of = "its maps" if args.part == "backbone" else "its objects"
+    errors = (
+        "Error of {} on {} images: {expected_error:.5f} expected, {measured_error:.5f} measured"
+    )
+    errors = errors.format(of, args.images, **result)
+    print(as_table(result, unit), reached, errors, sep="\n")
+    text = config_text(args, result, [command, reached, errors], weights)
+    write(args, checkpoint, weights, text)
+    if args.json is not None:
+        given = {key: getattr(args, key) for key in ("config", "checkpoint", "shape", "images")}
+        given |= dict(command=command, device=get_device(), unit=unit, part=args.part)
+        given |= dict(budget=args.budget, budget_ms=args.budget_ms)
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(given | result, indent=2) + "\n")
+
+
+main = command(parse, run, preflight.PreflightError, ValueError)

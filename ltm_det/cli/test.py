@@ -1,0 +1,137 @@
+"""Test a detector: box and mask AP. The options are those of mmdet's own test tool, less --tta.
+
+mmdet's test-time augmentation merges boxes only, so it cannot evaluate masks. In the place of a
+checkpoint a file of ltm-det export --part detector can be tested, with the config's data. Fast
+heads give masks as the run lengths that COCO's evaluation reads, unless they are to be painted.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from ltm_det.cli.common import command, new_parser
+from ltm_det.deploy.detector import FORMATS
+from ltm_det.detectors import FAST, check_lean
+from ltm_det.engine import preflight
+
+EXAMPLE = "configs/ltm_swin_s_maskrcnn.py work_dirs/ltm_swin_s_maskrcnn/epoch_36.pth"
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = new_parser(__doc__, EXAMPLE)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file or URL, or an exported detector")
+    parser.add_argument("--work-dir", help="folder for the log and the metrics")
+    parser.add_argument("--out", help="pickle file to write the predictions to (.pkl)")
+    parser.add_argument("--show", action="store_true", help="show the predictions in a window")
+    parser.add_argument(
+        "--show-dir", help="paint the predictions into this folder, under the work folder"
+    )
+    parser.add_argument(
+        "--wait-time", type=float, default=2, help="seconds each image is shown for"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config, such as test_dataloader.batch_size=4; "
+        'lists as key="[a,b]", without white space',
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    args = parser.parse_args(words)
+    if args.out is not None and not args.out.endswith((".pkl", ".pickle")):
+        parser.error(f"--out must end in .pkl or .pickle, but is {args.out}")
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return args
+
+
+def build_runner(cfg: Config, exported: bool) -> Runner:
+    """The config's runner.
+
+    Raises:
+        PreflightError: What was exported is no detector, or its runtime is missing.
+    """
+    try:
+        return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    except (ValueError, ImportError) as error:
+        if not exported:
+            raise
+        raise preflight.PreflightError(str(error)) from error
+
+
+def check_model(model: ConfigDict) -> None:
+    """Before anything is built.
+
+    Raises:
+        PreflightError: A lean recipe that there is not.
+    """
+    try:
+        check_lean(model)
+    except ValueError as error:
+        raise preflight.PreflightError(str(error)) from error
+
+
+def use_file(cfg: Config, args: argparse.Namespace) -> None:
+    """An exported detector in the place of the config's, whose hooks may look for a backbone.
+
+    Raises:
+        PreflightError: What was asked for has been fixed when the file was written, or several
+            processes.
+    """
+    fixed = [key for key in args.cfg_options or () if key.partition(".")[0] == "model"]
+    if fixed:
+        raise preflight.PreflightError(
+            f"{args.checkpoint} is a whole detector, which {sorted(fixed)} cannot change: export "
+            "it with these --cfg-options"
+        )
+    if args.launcher != "none":
+        raise preflight.PreflightError(
+            "an exported detector is tested in one process: no --launcher"
+        )
+    masks = mask_format(cfg, args)
+    cfg.model = ConfigDict(type="ExportedDetector", file=args.checkpoint, mask_format=masks)
+    cfg.load_from, cfg.resume, cfg.custom_hooks = None, False, []
+
+
+def mask_format(cfg: Config, args: argparse.Namespace) -> str:
+    """Run lengths where COCO's evaluation alone reads the masks, maps of the images otherwise."""
+    given = cfg.test_evaluator
+    metrics = given if isinstance(given, (list, tuple)) else [given]
+    kinds = {str(metric.get("type")).removeprefix("mmdet.") for metric in metrics}
+    draws = ((cfg.get("default_hooks") or {}).get("visualization") or {}).get("draw", False)
+    read = args.out is not None or args.show or args.show_dir or draws
+    return "rle" if kinds == {"CocoMetric"} and not read else "bitmap"
+
+
+def test(args: argparse.Namespace) -> None:
+    cfg = preflight.load_run_config(args)
+    exported = Path(args.checkpoint).suffix in FORMATS
+    if exported:
+        use_file(cfg, args)
+    else:
+        check_model(cfg.model)
+        cfg.load_from = args.checkpoint
+        if cfg.model.type in FAST.values():
+            cfg.model.test_cfg.rcnn.setdefault("mask_format", mask_format(cfg, args))
+    if args.show or args.show_dir:
+        cfg = trigger_visualization_hook(cfg, args)
+    if preflight.is_local_main(args.launcher):
+        preflight.check_checkpoint(args.checkpoint)
+        preflight.check_data(cfg, "test")
+    with preflight.launched(cfg), preflight.network_errors_named(cfg):
+        runner = build_runner(cfg, exported)
+        if args.out is not None:
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+        runner.test()
+
+
+main = command(parse, test, preflight.PreflightError)

@@ -1,0 +1,49 @@
+"""``ltm_det::NAME.py`` in configs and in mmengine's hub.
+
+mmengine knows the packages of OpenMMLab alone, and wants a folder in such a name.
+"""
+
+from functools import wraps
+from typing import Any
+
+from mmengine.config import config
+from mmengine.hub import hub
+from mmengine.registry import DefaultScope
+
+PACKAGE = "ltm_det"
+
+
+def find_our_configs() -> None:
+    """Lets mmengine find what lies in this package's ``.mim/configs``, and build models of it."""
+    for module in (config, hub):
+        split = module._get_package_and_cfg_path
+        if not hasattr(split, "__wrapped__"):
+            module._get_package_and_cfg_path = with_ours(split)
+    if not hasattr(hub.get_model, "__wrapped__"):
+        import mmengine.hub
+
+        hub.get_model = mmengine.hub.get_model = with_our_models(hub.get_model)
+
+
+def with_ours(split: Any) -> Any:
+    @wraps(split)
+    def package_and_path(path: str) -> tuple[str, str]:
+        package, _, name = path.partition("::")
+        return (PACKAGE, name) if package == PACKAGE and name else split(path)
+
+    return package_and_path
+
+
+def with_our_models(get_model: Any) -> Any:
+    @wraps(get_model)
+    def model(path: str, pretrained: bool = False, **options: Any) -> Any:
+        if not path.startswith(f"{PACKAGE}::"):
+            return get_model(path, pretrained, **options)
+        from mmdet.registry import MODELS
+        from mmdet.utils import register_all_modules
+
+        register_all_modules(init_default_scope=False)
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            return MODELS.build(hub.get_config(path, pretrained).model, default_args=options)
+
+    return model
