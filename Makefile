@@ -17,7 +17,7 @@ TEST_JOBS ?= 2
 TEST_ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: install demo bench gpu test lint
+.PHONY: install demo bench gpu test lint tables docs
 
 install: $(STAMP)
 
@@ -57,3 +57,11 @@ lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# The numbers of README.md and docs/, from results/.
+tables: install
+	$(PY) tools/tables.py
+
+# Into build/site; a warning is an error.
+docs: install
+	$(PY) -m mkdocs build --strict --quiet

@@ -19,6 +19,8 @@ DEPLOY = [
     "nncf>=3.0",  # int8
 ]
 
+DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27,<2"]
+
 setup(
     name="ltm_det",
     version=VERSION,
@@ -29,7 +31,9 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ltm_det", "ltm_det.*"]),
     # Configs where mmengine looks for them, `_base_ = "ltm_det::..."`: links to this repository's.
-    package_data={"ltm_det": ["py.typed", ".mim/*.yml", ".mim/configs/**/*.py"]},
+    package_data={
+        "ltm_det": ["py.typed", ".mim/*.yml", ".mim/configs/*.yml", ".mim/configs/**/*.py"]
+    },
     entry_points={"console_scripts": ["ltm-det = ltm_det.cli:main"]},
     install_requires=[
         "torch>=2.4,<2.15",
@@ -56,6 +60,7 @@ setup(
         "full": ["mmcv==2.1.0"],
         # to export and to run what was exported
         "deploy": DEPLOY,
+        "docs": DOCS,
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3",
@@ -65,6 +70,7 @@ setup(
             "pre-commit",
             "tensorboard",
             *DEPLOY,
+            *DOCS,
         ],
     },
 )

@@ -7,7 +7,7 @@ Where mmdet is installed, importing this package registers everything in it, so 
 
 from importlib.util import find_spec
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if find_spec("mmdet") is not None:
     from ltm_det import compat

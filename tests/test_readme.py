@@ -1,4 +1,4 @@
-"""Every command and config that the README names: it exists, and does what the README says."""
+"""Every command and config that README.md and docs/ name: it exists, and does what they say."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from mmdet.registry import HOOKS, MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
+from ltm_det import cli
 from ltm_det.backbones import LTMSwin, LTMViT
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = "\n".join(page.read_text() for page in PAGES)
 
 
 def code_blocks(language: str) -> list[str]:
@@ -25,16 +28,17 @@ def code_blocks(language: str) -> list[str]:
 
 
 def config_with(word: str, folder: Path) -> Config:
-    """The README's only config that holds ``word``, read from a file in ``folder``."""
-    (text,) = (block for block in code_blocks("python") if word in block)
+    """The pages' only config that holds ``word``, read from a file in ``folder``."""
+    (text,) = {block for block in code_blocks("python") if word in block}
     (folder / "mine.py").write_text(text.replace('"configs/', f'"{ROOT}/configs/'))
     return Config.fromfile(folder / "mine.py")
 
 
 def commands() -> list[str]:
-    """Shell commands of the README, less comments, one a line."""
+    """Shell commands of the pages, less comments, one a line, each once."""
     lines = "\n".join(code_blocks("bash")).replace("\\\n", " ").splitlines()
-    return [" ".join(shlex.split(line, comments=True)) for line in lines if line.strip()]
+    found = [" ".join(shlex.split(line, comments=True)) for line in lines if line.strip()]
+    return list(dict.fromkeys(found))
 
 
 @pytest.fixture
@@ -49,6 +53,8 @@ def run(
         monkeypatch.setattr(sys, "argv", words)
         monkeypatch.setenv("LOCAL_RANK", os.environ.get("LOCAL_RANK", "0"))
         try:
+            if words[0] == "ltm-det":
+                return cli.main(words[1:])
             runpy.run_path(words[0], run_name="__main__")
         except SystemExit as stop:
             return stop.code or 0
@@ -58,8 +64,8 @@ def run(
         words = shlex.split(command)
         while "=" in words[0]:  # NNODES=2 and its like: other machines are not to be had here
             words = words[1:]
-        if words[0] == "python":
-            code = inside(words[1:])
+        if words[0] in ("python", "ltm-det"):
+            code = inside(words[words[0] == "python" :])
             return subprocess.CompletedProcess(words, code, *capfd.readouterr())
         if words[0].endswith(".sh"):
             words = ["1" if word == "8" else word for word in words]
@@ -82,6 +88,18 @@ def test_make_targets_exist() -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     wanted = [command.split()[1] for command in commands() if command.startswith("make ")]
     assert wanted and set(wanted) <= set(targets)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("ltm-det ")])
+def test_commands_have_these_options(command: str) -> None:
+    _, name, *words = shlex.split(command)
+    module = import_module(f"ltm_det.cli.{name.replace('-', '_')}")
+    assert module.parse(words)
+
+
+def test_every_command_of_ltm_det_is_shown() -> None:
+    shown = {command.split()[1] for command in commands() if command.startswith("ltm-det ")}
+    assert shown == {*cli.COMMANDS}
 
 
 def test_three_line_inheritance(tmp_path: Path) -> None:
@@ -129,7 +147,7 @@ def test_commands_on_the_demo_say_that_it_comes_first(run: Callable, command: st
     assert "no checkpoint at work_dirs/demo" in done.stderr or "data/demo" in done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "flops.py" in c])
+@pytest.mark.parametrize("command", [c for c in commands() if "ltm-det flops " in c])
 def test_flops_commands(run: Callable, command: str) -> None:
     done = run(command)
     assert done.returncode == 0, done.stderr
@@ -138,7 +156,7 @@ def test_flops_commands(run: Callable, command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in commands() if "memory.py" in c])
+@pytest.mark.parametrize("command", [c for c in commands() if "ltm-det memory " in c and "--picture" not in c])
 def test_memory_command(run: Callable, command: str) -> None:
     """On a smaller model and images, once."""
     small = "--sides 128 --repeats 1 --cfg-options model.backbone.depth=3"
@@ -148,7 +166,7 @@ def test_memory_command(run: Callable, command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in commands() if "benchmark.py" in c])
+@pytest.mark.parametrize("command", [c for c in commands() if "ltm-det benchmark " in c])
 def test_benchmark_commands(run: Callable, command: str, tmp_path: Path) -> None:
     """On small models and images, once; compiling and exporting are slow, and tested where the
     forms are, so that one exported form is enough."""
@@ -166,7 +184,7 @@ def test_benchmark_commands(run: Callable, command: str, tmp_path: Path) -> None
     assert asked is None or set(asked[1].split()) <= set(done.stdout.split())
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "export.py" in c])
+@pytest.mark.parametrize("command", [c for c in commands() if "ltm-det export " in c])
 def test_export_commands_say_that_a_checkpoint_comes_first(
     run: Callable, command: str, tmp_path: Path
 ) -> None:
@@ -181,17 +199,17 @@ def test_export_commands_say_that_a_checkpoint_comes_first(
     (ROOT / "data/demo").exists(), reason="the demo's data are there: this would run"
 )
 @pytest.mark.parametrize(
-    "command", [c for c in commands() if "work_dirs/dense" in c or "compare" in c]
+    "command", [c for c in commands() if "work_dirs/dense" in c or "ltm-det compare" in c]
 )
 def test_commands_on_a_dense_demo_say_what_comes_first(
     run: Callable, command: str, tmp_path: Path
 ) -> None:
     """Training, converting, searching and comparing: what they do, the tools' own tests show. The
     comparison in results/ is complete, so one from its start is asked for."""
-    done = run(command + f" --out {tmp_path}/compare.csv" * ("compare.py" in command))
+    done = run(command + f" --out {tmp_path}/compare.csv" * ("ltm-det compare" in command))
     assert done.returncode == 2
     assert re.search(
-        r"make_demo_data.py|no (checkpoint|config file) at work_dirs/dense", done.stderr
+        r"ltm-det demo-data|no (checkpoint|config file) at work_dirs/dense", done.stderr
     )
 
 
@@ -202,7 +220,8 @@ def test_commands_on_a_dense_demo_say_what_comes_first(
     [
         c
         for c in commands()
-        if re.search(r"(train|test)\.(py|sh)", c) and "work_dirs/dense" not in c
+        if re.search(r"ltm-det (train|test)|(train|test)\.sh", c)
+        and not re.search("work_dirs/(dense|demo)", c)
     ],
 )
 def test_coco_commands_say_where_coco_belongs(run: Callable, command: str) -> None:

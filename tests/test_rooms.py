@@ -21,6 +21,7 @@ LAYERS = (
     ("measure",),
     ("conversion",),
     ("studies", "pictures"),
+    ("cli",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 # What rooms of maths do not know: the host, and what comes with it.

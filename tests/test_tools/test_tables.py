@@ -1,0 +1,46 @@
+"""tools/tables.py: pages have the numbers of results/, and no others where tables are."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TOOL = runpy.run_path(str(ROOT / "tools/tables.py"), run_name="tool")
+
+
+@pytest.mark.parametrize("page", TOOL["pages"](), ids=lambda page: page.stem)
+def test_pages_are_what_results_say(page: Path) -> None:
+    assert page.read_text() == TOOL["filled"](page.read_text()), "run `make tables`"
+
+
+@pytest.mark.parametrize("name", TOOL["TABLES"])
+def test_tables_are_tables(name: str) -> None:
+    lines = TOOL["TABLES"][name]().splitlines()
+    assert len(lines) > 2 and all(line[0] == line[-1] == "|" for line in lines)
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_every_table_stands_somewhere() -> None:
+    text = "\n".join(page.read_text() for page in TOOL["pages"]())
+    for kind in ("table", "value"):
+        for name in TOOL[f"{kind.upper()}S"]:
+            assert f"<!-- {kind} {name} -->" in text, name
+
+
+def test_an_unknown_number_is_refused() -> None:
+    with pytest.raises(KeyError):
+        TOOL["filled"]("<!-- value nothing -->1<!-- end -->")
+    made = TOOL["filled"]("a <!-- value demo-box -->0.99<!-- end --> b")
+    assert made.startswith("a <!-- value demo-box -->0.") and "0.99" not in made
+
+
+def test_the_index_of_models_names_every_config() -> None:
+    text = (ROOT / "configs/metafile.yml").read_text()
+    assert text == TOOL["model_index"](), "run `make tables`"
+    models = yaml.safe_load(text)["Models"]
+    named = {ROOT / model["Config"] for model in models}
+    shipped = {file for file in (ROOT / "configs").glob("*.py") if "demo" not in file.stem}
+    assert named == shipped
+    assert all(model["Metadata"]["GMACs"] > 0 for model in models)
