@@ -67,30 +67,33 @@ EXAMPLE = "configs/ltm_swin_s_maskrcnn.py --part detector --checkpoint epoch_36.
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file of a detector")
-    parser.add_argument(
+    of = parser.add_argument_group("what is timed")
+    on = parser.add_argument_group("on what")
+    out = parser.add_argument_group("what is written")
+    of.add_argument("config", help="config file of a detector")
+    of.add_argument(
         "--part",
         choices=["backbone", "detector"],
         default="backbone",
         help="of the config's detector (default: backbone)",
     )
-    parser.add_argument(
+    of.add_argument(
         "--checkpoint", help="of the detector, for --part detector (default: random weights)"
     )
-    parser.add_argument(
+    of.add_argument(
         "--objects",
         type=int,
         default=30,
         help="that the base finds on the first image, for --part detector (default: 30)",
     )
-    parser.add_argument(
+    of.add_argument(
         "--models",
         nargs="+",
         metavar="NAME",
         help="dense, merged, a merger's name, mmdet, timm, torchvision (default: all but mergers')",
     )
-    parser.add_argument("--base", help="model of ratio 1 (default: mmdet of a Swin, timm of a ViT)")
-    parser.add_argument(
+    of.add_argument("--base", help="model of ratio 1 (default: mmdet of a Swin, timm of a ViT)")
+    on.add_argument(
         "--shape",
         type=int,
         nargs=2,
@@ -98,8 +101,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar=("H", "W"),
         help="height and width of the images; may be given again (default: 800 1280)",
     )
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images (default: 1)")
-    parser.add_argument(
+    on.add_argument("--batch", type=int, nargs="+", default=[1], help="images (default: 1)")
+    on.add_argument(
         "--mode",
         nargs="+",
         choices=[*MODES, "memory"],
@@ -107,7 +110,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="what to measure; memory is that of the modes beside it, or else of inference "
         "(default: inference)",
     )
-    parser.add_argument(
+    on.add_argument(
         "--dtype",
         nargs="+",
         choices=DTYPES,
@@ -115,7 +118,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="formats; amp is autocast, to float16 on a GPU, bfloat16 on the CPU "
         "(default: float32)",
     )
-    parser.add_argument(
+    on.add_argument(
         "--how",
         nargs="+",
         choices=list(dict.fromkeys([*RUNNERS, *FORMS])),
@@ -124,7 +127,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "weights, exported what torch.export finds, the others what ltm-det export writes "
         "; of a detector also openvino_int8, but not frozen and exported (default: eager)",
     )
-    parser.add_argument(
+    on.add_argument(
         "--load",
         type=int,
         nargs="+",
@@ -132,13 +135,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="busy processes beside it, while times are measured (default: 0)",
     )
-    parser.add_argument("--device", help="cpu or a CUDA device (default: a CUDA device, if any)")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
-    parser.add_argument("--rounds", type=int, default=15, help="that are measured (default: 15)")
-    parser.add_argument("--warm-up", type=int, default=2, help="rounds before (default: 2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times (png, svg, pdf)")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    on.add_argument("--device", help="cpu or a CUDA device (default: a CUDA device, if any)")
+    on.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
+    on.add_argument("--rounds", type=int, default=15, help="that are measured (default: 15)")
+    on.add_argument("--warm-up", type=int, default=2, help="rounds before (default: 2)")
+    out.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    out.add_argument("--plot", type=Path, metavar="FILE", help="draw the times (png, svg, pdf)")
+    of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     args.shape = [tuple(shape) for shape in args.shape or [(800, 1280)]]
     if args.rounds < 1 or args.warm_up < 0:

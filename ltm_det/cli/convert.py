@@ -49,18 +49,22 @@ def ratios(text: str) -> float | list:
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file of the dense detector, Swin or LTMViT")
-    parser.add_argument("checkpoint", help="its checkpoint, file or URL")
-    parser.add_argument("--merger", choices=sorted(MERGERS), default="LTM")
-    parser.add_argument(
+    of = parser.add_argument_group("what is converted")
+    into = parser.add_argument_group("into what")
+    fit = parser.add_argument_group("the fit to the dense backbone")
+    out = parser.add_argument_group("what is written")
+    of.add_argument("config", help="config file of the dense detector, Swin or LTMViT")
+    of.add_argument("checkpoint", help="its checkpoint, file or URL")
+    into.add_argument("--merger", choices=sorted(MERGERS), default="LTM")
+    into.add_argument(
         "--compression-ratio",
         type=ratios,
         required=True,
         metavar="RATIO",
         help='kept fraction in (0, 1], or a list as "[1,1,0.51,1]", without white space',
     )
-    parser.add_argument("--scope", choices=["stage", "block"], help="of a Swin (default: stage)")
-    parser.add_argument(
+    into.add_argument("--scope", choices=["stage", "block"], help="of a Swin (default: stage)")
+    into.add_argument(
         "--merger-options",
         nargs="+",
         action=DictAction,
@@ -68,22 +72,22 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="further settings of the merger, such as mask=hard, or merge_at=4 for a ViT",
     )
-    parser.add_argument(
+    out.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="checkpoint to write (.pth)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument(
+    out.add_argument("--overwrite", action="store_true", help="replace what is there")
+    fit.add_argument(
         "--calibrate",
         type=int,
         metavar="N_IMAGES",
         help="fit the mergers on so many images, rounded up to whole batches; a quarter as many "
         "others tell whether it helps",
     )
-    parser.add_argument("--steps", type=int, default=calibration.STEPS, help="of a batch each")
-    parser.add_argument("--lr", type=float, default=calibration.LEARNING_RATE)
-    parser.add_argument("--batch-size", type=int, default=8)
-    preflight.add_shape(parser)
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    fit.add_argument("--steps", type=int, default=calibration.STEPS, help="of a batch each")
+    fit.add_argument("--lr", type=float, default=calibration.LEARNING_RATE)
+    fit.add_argument("--batch-size", type=int, default=8)
+    preflight.add_shape(of)
+    of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     for name in ("calibrate", "steps", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:

@@ -13,11 +13,13 @@ EXAMPLE = "--out data/demo"
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("--out", default="data/demo", help="folder to write to")
-    parser.add_argument("--train", type=int, default=2000, help="number of training images")
-    parser.add_argument("--val", type=int, default=250, help="number of validation images")
-    parser.add_argument("--size", type=int, default=112, help="height and width, in pixels")
-    parser.add_argument("--seed", type=int, default=0)
+    of = parser.add_argument_group("the pictures")
+    out = parser.add_argument_group("what is written")
+    out.add_argument("--out", default="data/demo", help="folder to write to")
+    of.add_argument("--train", type=int, default=2000, help="number of training images")
+    of.add_argument("--val", type=int, default=250, help="number of validation images")
+    of.add_argument("--size", type=int, default=112, help="height and width, in pixels")
+    of.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(words)
     return args
 

@@ -16,12 +16,14 @@ EXAMPLE = "ltm.py ltm.pth --out found.png"
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file or URL")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write, such as a.png")
-    parser.add_argument("--num", type=int, default=6, help="number of images")
-    parser.add_argument("--score-thr", type=float, default=0.5, help="least score to draw")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    of = parser.add_argument_group("what is drawn")
+    out = parser.add_argument_group("what is written")
+    of.add_argument("config", help="config file")
+    of.add_argument("checkpoint", help="checkpoint file or URL")
+    out.add_argument("--out", type=Path, required=True, help="picture to write, such as a.png")
+    of.add_argument("--num", type=int, default=6, help="number of images")
+    of.add_argument("--score-thr", type=float, default=0.5, help="least score to draw")
+    of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     if args.num < 1:
         parser.error(f"--num must be at least 1, but is {args.num}")

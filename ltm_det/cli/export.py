@@ -44,51 +44,54 @@ TOLERANCE_OF = dict(boxes=0.1, scores=1e-3, labels=0, masks=1e-2)
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", nargs="?", help="checkpoint file or URL")
-    parser.add_argument(
+    of = parser.add_argument_group("what is exported")
+    file = parser.add_argument_group("the file")
+    test = parser.add_argument_group("checking")
+    of.add_argument("config", help="config file")
+    of.add_argument("checkpoint", nargs="?", help="checkpoint file or URL")
+    file.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="FILE",
         help="file to write: .onnx for ONNX Runtime, .xml for OpenVINO",
     )
-    preflight.add_shape(parser)
-    parser.add_argument(
+    preflight.add_shape(file)
+    file.add_argument(
         "--dynamic",
         action="store_true",
         help="for any size, and of a backbone any batch; is checked",
     )
-    parser.add_argument(
+    file.add_argument(
         "--dtype",
         choices=DTYPES,
         default="float32",
         help="what to compute in (default: float32; bfloat16 is for .xml, int8 for a detector's)",
     )
-    parser.add_argument(
+    file.add_argument(
         "--calibration",
         type=Path,
         metavar="DIR",
         help="pictures as the detector will see, for int8",
     )
-    parser.add_argument(
+    file.add_argument(
         "--calibration-size",
         type=int,
         default=100,
         metavar="N",
         help="at most so many of them, spread over all (default: 100)",
     )
-    parser.add_argument(
+    of.add_argument(
         "--part",
         choices=["backbone", "detector"],
         default="backbone",
         help="detector: a whole two-stage detector (default: backbone)",
     )
-    parser.add_argument("--check", action="store_true", help="run the file and compare")
-    parser.add_argument(
+    test.add_argument("--check", action="store_true", help="run the file and compare")
+    test.add_argument(
         "--image", metavar="FILE", help="picture for --check, resized to --shape (default: noise)"
     )
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     whole = args.part == "detector"
     formats = (DETECTOR_FORMATS if whole else deploy.FORMATS).get(args.out.suffix)

@@ -20,10 +20,12 @@ EXAMPLE = "configs/ltm_swin_s_maskrcnn.py --shape 800 1280"
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file")
-    preflight.add_shape(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here too")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    of = parser.add_argument_group("what is counted")
+    out = parser.add_argument_group("what is written")
+    of.add_argument("config", help="config file")
+    preflight.add_shape(of)
+    out.add_argument("--json", type=Path, metavar="FILE", help="write the counts here too")
+    of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     return args
 

@@ -112,8 +112,11 @@ def write(args: argparse.Namespace, device: str, **found: object) -> None:
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file")
-    parser.add_argument(
+    of = parser.add_argument_group("what is measured")
+    how = parser.add_argument_group("how")
+    out = parser.add_argument_group("what is written")
+    of.add_argument("config", help="config file")
+    of.add_argument(
         "--sides",
         type=int,
         nargs="+",
@@ -121,23 +124,21 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="PIXELS",
         help="sides of the square images (default: 512 768 1024)",
     )
-    parser.add_argument(
+    of.add_argument(
         "--picture",
         type=int,
         nargs=2,
         metavar=("H", "W"),
         help="the whole detector on one such picture instead, fitted into 1333 x 800 pixels",
     )
-    parser.add_argument(
-        "--objects", type=int, default=100, help="found on that picture (default: 100)"
-    )
-    parser.add_argument("--train", action="store_true", help="measure a training step as well")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: 3)")
-    parser.add_argument(
+    of.add_argument("--objects", type=int, default=100, help="found on that picture (default: 100)")
+    of.add_argument("--train", action="store_true", help="measure a training step as well")
+    how.add_argument("--repeats", type=int, default=3, help="runs of each (default: 3)")
+    how.add_argument(
         "--device", help="cpu or a CUDA device (default: a CUDA device where there is one)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    out.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     if min(args.repeats, args.objects, *args.sides, *(args.picture or [1])) < 1:
         parser.error("--repeats, --objects, --picture and --sides must be at least 1")

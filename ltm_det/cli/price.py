@@ -107,10 +107,12 @@ def run(args: argparse.Namespace) -> None:
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file of a detector, with its data")
-    parser.add_argument("checkpoints", nargs="+", help="checkpoint files, such as of several seeds")
-    parser.add_argument("--out", type=Path, required=True, help="of the tables, OUT.csv and OUT.md")
-    parser.add_argument("--recipes", nargs="+", metavar="NAME", help="to evaluate (default: all)")
+    of = parser.add_argument_group("what is evaluated")
+    out = parser.add_argument_group("what is written")
+    of.add_argument("config", help="config file of a detector, with its data")
+    of.add_argument("checkpoints", nargs="+", help="checkpoint files, such as of several seeds")
+    out.add_argument("--out", type=Path, required=True, help="of the tables, OUT.csv and OUT.md")
+    of.add_argument("--recipes", nargs="+", metavar="NAME", help="to evaluate (default: all)")
     args = parser.parse_args(words)
     return args
 

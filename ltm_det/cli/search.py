@@ -40,42 +40,46 @@ RATIOS = [0.75, 0.51, 0.33, 0.18]  # windows of 7 x 7 become 6 x 6, 5 x 5, 4 x 4
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file of the detector; a merger in it is replaced")
-    parser.add_argument("checkpoint", help="its trained weights, file or URL")
-    parser.add_argument(
+    of = parser.add_argument_group("what is searched")
+    choices = parser.add_argument_group("what can be chosen")
+    costs = parser.add_argument_group("what it may cost")
+    out = parser.add_argument_group("what is written")
+    of.add_argument("config", help="config file of the detector; a merger in it is replaced")
+    of.add_argument("checkpoint", help="its trained weights, file or URL")
+    of.add_argument(
         "--part",
         choices=[*PARTS],
         default="backbone",
         help="what costs, and is searched; detector: ratios and a lean recipe (default: backbone)",
     )
-    budget = parser.add_mutually_exclusive_group(required=True)
+    budget = costs.add_mutually_exclusive_group(required=True)
     budget.add_argument("--budget", type=float, help="part of the dense cost, 0 to 1")
     budget.add_argument(
         "--budget-ms", type=float, metavar="MS", help="milliseconds, for --cost latency"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="PY", help="config to write")
-    parser.add_argument("--cost", choices=["gmacs", "latency"], default="gmacs")
-    parser.add_argument(
+    out.add_argument("--out", type=Path, required=True, metavar="PY", help="config to write")
+    costs.add_argument("--cost", choices=["gmacs", "latency"], default="gmacs")
+    choices.add_argument(
         "--unit",
         choices=["stage", "block"],
         help="of a Swin, what gets its ratio in one piece (default: stage); block in stage scope: "
         "a stage merges from any block to its end",
     )
-    parser.add_argument("--merger", choices=list(MERGERS), help="default: the config's, or LTM")
-    parser.add_argument("--merger-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
-    parser.add_argument("--scope", choices=["stage", "block"], help="default: the config's")
-    parser.add_argument(
+    choices.add_argument("--merger", choices=list(MERGERS), help="default: the config's, or LTM")
+    choices.add_argument("--merger-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    choices.add_argument("--scope", choices=["stage", "block"], help="default: the config's")
+    choices.add_argument(
         "--ratios",
         type=float,
         nargs="+",
         default=RATIOS,
         help=f"kept fractions to choose from (default: {RATIOS})",
     )
-    preflight.add_shape(parser)
-    parser.add_argument("--images", type=int, default=64, help="to measure on (default: 64)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
-    parser.add_argument(
+    preflight.add_shape(costs)
+    costs.add_argument("--images", type=int, default=64, help="to measure on (default: 64)")
+    out.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    out.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+    of.add_argument(
         "--cfg-options",
         nargs="+",
         action=DictAction,

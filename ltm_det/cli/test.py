@@ -26,18 +26,19 @@ EXAMPLE = "configs/ltm_swin_s_maskrcnn.py work_dirs/ltm_swin_s_maskrcnn/epoch_36
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file or URL, or an exported detector")
-    parser.add_argument("--work-dir", help="folder for the log and the metrics")
-    parser.add_argument("--out", help="pickle file to write the predictions to (.pkl)")
-    parser.add_argument("--show", action="store_true", help="show the predictions in a window")
-    parser.add_argument(
+    of = parser.add_argument_group("what is tested")
+    out = parser.add_argument_group("what is written and shown")
+    where = parser.add_argument_group("several processes")
+    of.add_argument("config", help="config file")
+    of.add_argument("checkpoint", help="checkpoint file or URL, or an exported detector")
+    out.add_argument("--work-dir", help="folder for the log and the metrics")
+    out.add_argument("--out", help="pickle file to write the predictions to (.pkl)")
+    out.add_argument("--show", action="store_true", help="show the predictions in a window")
+    out.add_argument(
         "--show-dir", help="paint the predictions into this folder, under the work folder"
     )
-    parser.add_argument(
-        "--wait-time", type=float, default=2, help="seconds each image is shown for"
-    )
-    parser.add_argument(
+    out.add_argument("--wait-time", type=float, default=2, help="seconds each image is shown for")
+    of.add_argument(
         "--cfg-options",
         nargs="+",
         action=DictAction,
@@ -45,8 +46,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="override settings of the config, such as test_dataloader.batch_size=4; "
         'lists as key="[a,b]", without white space',
     )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    where.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    where.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(words)
     if args.out is not None and not args.out.endswith((".pkl", ".pickle")):
         parser.error(f"--out must end in .pkl or .pickle, but is {args.out}")

@@ -16,22 +16,25 @@ EXAMPLE = "configs/ltm_swin_s_maskrcnn.py --amp"
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
-    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
-    parser.add_argument(
+    of = parser.add_argument_group("what is trained")
+    runs = parser.add_argument_group("the run")
+    where = parser.add_argument_group("several processes")
+    of.add_argument("config", help="config file")
+    runs.add_argument("--work-dir", help="folder for logs and checkpoints")
+    of.add_argument("--amp", action="store_true", help="train in mixed precision")
+    of.add_argument(
         "--auto-scale-lr",
         action="store_true",
         help="scale the learning rate with the batch size, from the base the config names",
     )
-    parser.add_argument(
+    runs.add_argument(
         "--resume",
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
         help="resume from this checkpoint, or with none named from the work folder's latest",
     )
-    parser.add_argument(
+    of.add_argument(
         "--cfg-options",
         nargs="+",
         action=DictAction,
@@ -39,8 +42,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="override settings of the config, such as train_dataloader.batch_size=4; "
         'lists as key="[a,b]", without white space',
     )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    where.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    where.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(words)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args

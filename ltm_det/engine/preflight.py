@@ -47,8 +47,8 @@ class PreflightError(Exception):
     """Something a run needs is not there. The message names it and the remedy."""
 
 
-def add_shape(parser: argparse.ArgumentParser) -> None:
-    """The option of tools that count what one image costs."""
+def add_shape(parser: Any) -> None:
+    """The option of commands that count what one image costs; to a parser, or to a group of it."""
     parser.add_argument(
         "--shape",
         type=int,
