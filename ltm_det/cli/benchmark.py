@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, DictAction
 
-from ltm_det.cli.common import command, new_parser, typed
+from ltm_det.cli.common import command, config_file, new_parser, typed
 from ltm_det.engine import preflight
 from ltm_det.measure.benchmark import (
     MODES,
@@ -70,7 +70,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of = parser.add_argument_group("what is timed")
     on = parser.add_argument_group("on what")
     out = parser.add_argument_group("what is written")
-    of.add_argument("config", help="config file of a detector")
+    of.add_argument("config", type=config_file, help="config file of a detector")
     of.add_argument(
         "--part",
         choices=["backbone", "detector"],

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,18 @@ def new_parser(text: str, example: str) -> argparse.ArgumentParser:
         epilog=f"example: {name()} {example}",
         allow_abbrev=False,
     )
+
+
+def config_file(given: str) -> str:
+    """A config's path; of 'ltm_det::NAME.py' and 'mmdet::NAME.py' the file inside that package."""
+    package, mark, name = given.partition("::")
+    if not mark:
+        return given
+    folder = Path(str(files(package))) if package in ("ltm_det", "mmdet") else None
+    path = folder / ".mim/configs" / name if folder else None
+    if path is None or not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no config {given}")
+    return str(path)
 
 
 def command(

@@ -17,7 +17,7 @@ from mmengine.logging import MMLogger
 from torch import nn
 from tqdm import tqdm
 
-from ltm_det.cli.common import command, new_parser
+from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.conversion import calibration
 from ltm_det.conversion.convert import (
     convert,
@@ -53,7 +53,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     into = parser.add_argument_group("into what")
     fit = parser.add_argument_group("the fit to the dense backbone")
     out = parser.add_argument_group("what is written")
-    of.add_argument("config", help="config file of the dense detector, Swin or LTMViT")
+    of.add_argument(
+        "config", type=config_file, help="config file of the dense detector, Swin or LTMViT"
+    )
     of.add_argument("checkpoint", help="its checkpoint, file or URL")
     into.add_argument("--merger", choices=sorted(MERGERS), default="LTM")
     into.add_argument(

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
-from ltm_det.cli.common import command, new_parser
+from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.engine import preflight
 from ltm_det.pictures.predictions import contact_sheet
 
@@ -18,7 +18,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
     of = parser.add_argument_group("what is drawn")
     out = parser.add_argument_group("what is written")
-    of.add_argument("config", help="config file")
+    of.add_argument("config", type=config_file, help="config file")
     of.add_argument("checkpoint", help="checkpoint file or URL")
     out.add_argument("--out", type=Path, required=True, help="picture to write, such as a.png")
     of.add_argument("--num", type=int, default=6, help="number of images")

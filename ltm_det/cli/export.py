@@ -22,7 +22,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from ltm_det import deploy
-from ltm_det.cli.common import command, new_parser
+from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.deploy.detector import FORMATS as DETECTOR_FORMATS
 from ltm_det.deploy.detector import described
 from ltm_det.deploy.predictor import prepared, resized
@@ -47,7 +47,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of = parser.add_argument_group("what is exported")
     file = parser.add_argument_group("the file")
     test = parser.add_argument_group("checking")
-    of.add_argument("config", help="config file")
+    of.add_argument("config", type=config_file, help="config file")
     of.add_argument("checkpoint", nargs="?", help="checkpoint file or URL")
     file.add_argument(
         "--out",

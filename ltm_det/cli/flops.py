@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from ltm_det.cli.common import command, new_parser, typed
+from ltm_det.cli.common import command, config_file, new_parser, typed
 from ltm_det.engine import preflight
 from ltm_det.measure.flops import MASK_ROIS, PROPOSALS, as_table, compare
 
@@ -22,7 +22,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
     of = parser.add_argument_group("what is counted")
     out = parser.add_argument_group("what is written")
-    of.add_argument("config", help="config file")
+    of.add_argument("config", type=config_file, help="config file")
     preflight.add_shape(of)
     out.add_argument("--json", type=Path, metavar="FILE", help="write the counts here too")
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")

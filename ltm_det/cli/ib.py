@@ -14,7 +14,7 @@ from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
-from ltm_det.cli.common import command, new_parser, typed
+from ltm_det.cli.common import command, config_file, new_parser, typed
 from ltm_det.engine import preflight
 from ltm_det.studies.bottleneck import KINDS, as_table, draw, measure
 
@@ -23,25 +23,28 @@ EXAMPLE = "ltm.py ltm.pth --untrained --out bottleneck.png"
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file of the merged detector")
-    parser.add_argument("checkpoint", help="its checkpoint, file or URL")
-    parser.add_argument("--dense", metavar="FILE", help="checkpoint for the dense row")
-    parser.add_argument("--pool", metavar="FILE", help="checkpoint for the pooled row")
-    parser.add_argument("--rows", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--untrained", action="store_true", help="each also as before training")
-    parser.add_argument("--split", choices=["val", "train"], default="val")
-    parser.add_argument("--images", type=int, help="of the split, rounded up to whole batches")
-    parser.add_argument("--clusters", type=int, default=32)
-    parser.add_argument(
+    of = parser.add_argument_group("what is measured")
+    on = parser.add_argument_group("on what")
+    out = parser.add_argument_group("what is written")
+    of.add_argument("config", type=config_file, help="config file of the merged detector")
+    of.add_argument("checkpoint", help="its checkpoint, file or URL")
+    of.add_argument("--dense", metavar="FILE", help="checkpoint for the dense row")
+    of.add_argument("--pool", metavar="FILE", help="checkpoint for the pooled row")
+    of.add_argument("--rows", nargs="+", choices=KINDS, default=list(KINDS))
+    of.add_argument("--untrained", action="store_true", help="each also as before training")
+    on.add_argument("--split", choices=["val", "train"], default="val")
+    on.add_argument("--images", type=int, help="of the split, rounded up to whole batches")
+    on.add_argument("--clusters", type=int, default=32)
+    on.add_argument(
         "--beta",
         type=float,
         nargs="+",
         default=[10.0],
         help="inverse temperature of the assignments to clusters, one or more; inf: hard clusters",
     )
-    parser.add_argument("--out", type=Path, metavar="PNG", help="write the plot here")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    out.add_argument("--out", type=Path, metavar="PNG", help="write the plot here")
+    out.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     if args.clusters < 2 or (args.images is not None and args.images < 1):
         parser.error("--clusters must be 2 or more, --images 1 or more")

@@ -15,7 +15,7 @@ from statistics import median
 import torch
 from mmengine.config import Config, DictAction
 
-from ltm_det.cli.common import command, new_parser, typed
+from ltm_det.cli.common import command, config_file, new_parser, typed
 from ltm_det.engine import preflight
 from ltm_det.measure.detector_memory import detector_peak
 from ltm_det.measure.detectors import known_detectors
@@ -115,7 +115,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of = parser.add_argument_group("what is measured")
     how = parser.add_argument_group("how")
     out = parser.add_argument_group("what is written")
-    of.add_argument("config", help="config file")
+    of.add_argument("config", type=config_file, help="config file")
     of.add_argument(
         "--sides",
         type=int,

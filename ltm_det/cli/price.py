@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ltm_det.cli.common import command, new_parser
+from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.detectors import FAST
 from ltm_det.detectors.recipes import common_recipe, name_of, parts_of
 from ltm_det.engine.preflight import PreflightError, check_checkpoint, load_config
@@ -109,7 +109,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
     of = parser.add_argument_group("what is evaluated")
     out = parser.add_argument_group("what is written")
-    of.add_argument("config", help="config file of a detector, with its data")
+    of.add_argument("config", type=config_file, help="config file of a detector, with its data")
     of.add_argument("checkpoints", nargs="+", help="checkpoint files, such as of several seeds")
     out.add_argument("--out", type=Path, required=True, help="of the tables, OUT.csv and OUT.md")
     of.add_argument("--recipes", nargs="+", metavar="NAME", help="to evaluate (default: all)")

@@ -19,7 +19,7 @@ from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
 from ltm_det.backbones.common.weights import read_checkpoint
-from ltm_det.cli.common import command, new_parser, typed
+from ltm_det.cli.common import command, config_file, new_parser, typed
 from ltm_det.conversion.search import (
     PARTS,
     SEARCHED,
@@ -44,7 +44,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     choices = parser.add_argument_group("what can be chosen")
     costs = parser.add_argument_group("what it may cost")
     out = parser.add_argument_group("what is written")
-    of.add_argument("config", help="config file of the detector; a merger in it is replaced")
+    of.add_argument(
+        "config", type=config_file, help="config file of the detector; a merger in it is replaced"
+    )
     of.add_argument("checkpoint", help="its trained weights, file or URL")
     of.add_argument(
         "--part",

@@ -16,7 +16,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ltm_det.cli.common import command, new_parser
+from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.deploy.detector import FORMATS
 from ltm_det.detectors import FAST, check_lean
 from ltm_det.engine import preflight
@@ -29,7 +29,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of = parser.add_argument_group("what is tested")
     out = parser.add_argument_group("what is written and shown")
     where = parser.add_argument_group("several processes")
-    of.add_argument("config", help="config file")
+    of.add_argument("config", type=config_file, help="config file")
     of.add_argument("checkpoint", help="checkpoint file or URL, or an exported detector")
     out.add_argument("--work-dir", help="folder for the log and the metrics")
     out.add_argument("--out", help="pickle file to write the predictions to (.pkl)")

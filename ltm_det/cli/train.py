@@ -8,7 +8,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ltm_det.cli.common import command, new_parser
+from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.engine import preflight
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py --amp"
@@ -19,7 +19,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of = parser.add_argument_group("what is trained")
     runs = parser.add_argument_group("the run")
     where = parser.add_argument_group("several processes")
-    of.add_argument("config", help="config file")
+    of.add_argument("config", type=config_file, help="config file")
     runs.add_argument("--work-dir", help="folder for logs and checkpoints")
     of.add_argument("--amp", action="store_true", help="train in mixed precision")
     of.add_argument(

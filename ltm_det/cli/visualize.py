@@ -8,7 +8,7 @@ from mmdet.apis import init_detector
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
-from ltm_det.cli.common import command, new_parser
+from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.engine import preflight
 from ltm_det.pictures.merging import (
     MergingPictureError,
@@ -22,20 +22,22 @@ EXAMPLE = "ltm.py ltm.pth street.jpg --out-dir pictures"
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file or URL")
-    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="image files")
-    parser.add_argument(
+    of = parser.add_argument_group("what is drawn")
+    out = parser.add_argument_group("what is written")
+    of.add_argument("config", type=config_file, help="config file")
+    of.add_argument("checkpoint", help="checkpoint file or URL")
+    of.add_argument("images", nargs="+", type=Path, metavar="image", help="image files")
+    out.add_argument(
         "--out-dir", type=Path, required=True, help="folder for IMAGE_merging.png of each image"
     )
-    parser.add_argument(
+    of.add_argument(
         "--targets",
         type=int,
         default=3,
         metavar="N",
         help="merged tokens to look at, those at the centres of the best detections",
     )
-    parser.add_argument(
+    of.add_argument(
         "--at",
         type=float,
         nargs=2,
@@ -44,15 +46,15 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar=("X", "Y"),
         help="pixel whose merged token to look at instead; may be repeated",
     )
-    parser.add_argument(
+    of.add_argument(
         "--points",
         nargs="+",
         metavar="NAME",
         help="merge points to draw, such as stages.2.blocks.2; "
         "by default all of a ViT, the last of each stage of a Swin",
     )
-    parser.add_argument("--score-thr", type=float, default=0.5, help="least score to draw")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    of.add_argument("--score-thr", type=float, default=0.5, help="least score to draw")
+    of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     if args.targets < 1:
         parser.error(f"--targets must be at least 1, but is {args.targets}")
