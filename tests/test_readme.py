@@ -156,7 +156,9 @@ def test_flops_commands(run: Callable, command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in commands() if "ltm-det memory " in c and "--picture" not in c])
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if "ltm-det memory " in c and "--picture" not in c]
+)
 def test_memory_command(run: Callable, command: str) -> None:
     """On a smaller model and images, once."""
     small = "--sides 128 --repeats 1 --cfg-options model.backbone.depth=3"

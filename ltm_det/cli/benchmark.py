@@ -53,6 +53,7 @@ from ltm_det.measure.benchmark_tables import (
     rows_of,
     with_peaks,
 )
+from ltm_det.measure.code import code_of
 from ltm_det.measure.detector_forms import FORMS
 from ltm_det.measure.flops import count_backbone
 from ltm_det.measure.load import LoadError
@@ -272,7 +273,7 @@ def run(args: argparse.Namespace) -> int | None:
         )
     if args.json is not None:
         given = {key: getattr(args, key) for key in ("config", "base", "rounds", "warm_up")}
-        given |= dict(command=typed(), commit=commit(), machine=place)
+        given |= dict(command=typed(), commit=commit(), code=code_of(), machine=place)
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(given | result, indent=2) + "\n")
     if args.plot is not None:

@@ -17,6 +17,7 @@ from mmengine.config import Config, DictAction
 
 from ltm_det.cli.common import command, config_file, new_parser, typed
 from ltm_det.engine import preflight
+from ltm_det.measure.code import code_of
 from ltm_det.measure.detector_memory import detector_peak
 from ltm_det.measure.detectors import known_detectors
 from ltm_det.measure.flops import (
@@ -100,6 +101,7 @@ def write(args: argparse.Namespace, device: str, **found: object) -> None:
     result = dict(
         command=typed(),
         commit=commit(),
+        code=code_of(),
         config=args.config,
         torch=torch.__version__,
         device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ltm_det.measure.code import code_of, meaning
+from ltm_det.studies import pages
+
 ROOT = Path(__file__).parents[2]
 TOOL = runpy.run_path(str(ROOT / "tools/tables.py"), run_name="tool")
 
@@ -15,9 +18,9 @@ def test_pages_are_what_results_say(page: Path) -> None:
     assert page.read_text() == TOOL["filled"](page.read_text()), "run `make tables`"
 
 
-@pytest.mark.parametrize("name", TOOL["TABLES"])
+@pytest.mark.parametrize("name", pages.TABLES)
 def test_tables_are_tables(name: str) -> None:
-    lines = TOOL["TABLES"][name]().splitlines()
+    lines = pages.TABLES[name]().splitlines()
     assert len(lines) > 2 and all(line[0] == line[-1] == "|" for line in lines)
     assert len({line.count("|") for line in lines}) == 1
 
@@ -25,8 +28,22 @@ def test_tables_are_tables(name: str) -> None:
 def test_every_table_stands_somewhere() -> None:
     text = "\n".join(page.read_text() for page in TOOL["pages"]())
     for kind in ("table", "value"):
-        for name in TOOL[f"{kind.upper()}S"]:
+        for name in getattr(pages, f"{kind.upper()}S"):
             assert f"<!-- {kind} {name} -->" in text, name
+
+
+@pytest.mark.parametrize("name", [*pages.DETECTORS.values(), "detector_files_avx2"])
+def test_times_are_of_this_code(name: str) -> None:
+    """Of others their tables name the commit."""
+    found = pages.load(f"bench/{name}.json")
+    assert found["code"] == code_of(found["code"]["rooms"]), f"measure again: {found['command']}"
+
+
+def test_code_is_what_it_does() -> None:
+    bare = meaning("def f(x):\n    return x + 1\n")
+    assert bare == meaning('"""A."""\n\n\ndef f(x):  # adds\n    """Adds."""\n    return (x + 1)\n')
+    assert bare != meaning("def f(x):\n    return x + 2\n")
+    assert code_of(["cpu"]) == code_of(["cpu"]) != code_of(["merging"])
 
 
 def test_an_unknown_number_is_refused() -> None:
