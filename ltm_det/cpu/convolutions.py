@@ -26,7 +26,7 @@ SIDE, INPUT = 4, 6  # of a tile, of what it reads
 # Fewer tiles than this are done before the kernel is transformed.
 FEW_TILES = 64
 # Share of the tiles' area that has to lie on the map.
-FULL = 0.85
+FULL = 0.76
 # Of a matrix that is transformed, taken at a time.
 COLUMNS = 8192
 

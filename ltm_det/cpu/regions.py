@@ -48,8 +48,9 @@ def roi_align(
     for level, scale in enumerate(scales):
         own = (levels == level).nonzero().squeeze(1)
         extent = ((rois[own, 3:] - rois[own, 1:3]) * scale).ceil()
-        parts += [(level, part) for part in own[extent.prod(1).argsort()].split(REGIONS)]
-    tables = [x.permute(0, 2, 3, 1).reshape(-1, channels) for x in maps]
+        parts += [(level, part) for part in own[alike(extent, size)].split(REGIONS)]
+    # a map of one image is a table whose rows are spread, which each piece would copy as a whole
+    tables = [x.permute(0, 2, 3, 1).reshape(-1, channels).contiguous() for x in maps]
 
     def compute(i: int) -> None:
         level, at = parts[i]
@@ -76,6 +77,18 @@ def roi_align(
 
     threads.run(compute, len(parts))
     return out.unflatten(1, size).permute(0, 3, 1, 2)
+
+
+def alike(extent: Tensor, size: tuple[int, int]) -> Tensor:
+    """An order (K,) in which neighbours touch about as many cells along both axes: what is computed
+    of a piece is as large as its widest region and its highest.
+
+    Args:
+        extent: (K, 2), cells across and down.
+        size: Bins down and across.
+    """
+    across, down = (extent[:, 0] / size[1]).ceil(), extent[:, 1] / size[0]
+    return (across * (down.max() + 1) + down).argsort() if len(extent) else across.long()
 
 
 def axis_weights(

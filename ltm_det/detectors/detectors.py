@@ -87,7 +87,8 @@ class FastTwoStage:
             return super().extract_feat(batch_inputs)
         last = torch.channels_last  # as convolutions leave them
         maps = [x.contiguous(memory_format=last) for x in self.backbone(batch_inputs)]
-        return self.neck(maps) if self.with_neck else tuple(maps)
+        maps = self.neck(maps) if self.with_neck else maps
+        return tuple(x.contiguous(memory_format=last) for x in maps)  # regions are read so as well
 
 
 @MODELS.register_module()
