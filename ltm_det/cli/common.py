@@ -29,6 +29,27 @@ def typed() -> str:
     return shlex.join(["python", *sys.argv])
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose usage names what has to be given, and leaves the options to the lines below."""
+
+    def brief(self) -> str:
+        words = [self.prog]
+        for action in self._actions:
+            value = action.metavar or action.dest
+            if not action.option_strings:
+                words.append(f"{value} ..." if action.nargs in ("+", argparse.REMAINDER) else value)
+            elif action.required:
+                words.append(f"{action.option_strings[0]} {value.upper()}")
+        return " ".join([*words, "[options]"])
+
+    def format_usage(self) -> str:
+        return f"usage: {self.brief()}\n"
+
+    def format_help(self) -> str:
+        self.usage = self.brief().replace("%", "%%")
+        return super().format_help()
+
+
 def new_parser(text: str, example: str) -> argparse.ArgumentParser:
     """A command's parser.
 
@@ -36,7 +57,7 @@ def new_parser(text: str, example: str) -> argparse.ArgumentParser:
         text: What the command does; help shows the first sentence.
         example: The words after the command's name.
     """
-    return argparse.ArgumentParser(
+    return Parser(
         prog=name(),
         description=text.splitlines()[0],
         epilog=f"example: {name()} {example}",

@@ -12,7 +12,7 @@ from ltm_det.cli.common import typed
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs/demo_ltm_swin_maskrcnn.py"
-LINES = 60  # of a screen
+LINES = 55  # of a screen
 
 
 @pytest.fixture
