@@ -64,4 +64,4 @@ tables: install
 
 # Into build/site; a warning is an error.
 docs: install
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet

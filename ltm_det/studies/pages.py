@@ -244,6 +244,7 @@ TABLES: dict[str, Callable[[], str]] = {
 VALUES: dict[str, Callable[[], str]] = {
     "demo-box": lambda: f"{load('demo.json')['bbox_mAP']:.2f}",
     "demo-mask": lambda: f"{load('demo.json')['segm_mAP']:.2f}",
+    "files-commit": lambda: load("bench/detector_files_avx2.json")["commit"][:7],
     "compare-commits": lambda: commits("compare.csv"),
     "study-commits": lambda: commits("demo_study.csv"),
     "lean-commits": lambda: commits("lean/demo_ltm_swin.csv"),

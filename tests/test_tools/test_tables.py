@@ -32,7 +32,7 @@ def test_every_table_stands_somewhere() -> None:
             assert f"<!-- {kind} {name} -->" in text, name
 
 
-@pytest.mark.parametrize("name", [*pages.DETECTORS.values(), "detector_files_avx2"])
+@pytest.mark.parametrize("name", pages.DETECTORS.values())
 def test_times_are_of_this_code(name: str) -> None:
     """Of others their tables name the commit."""
     found = pages.load(f"bench/{name}.json")
