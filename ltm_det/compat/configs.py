@@ -19,6 +19,9 @@ def find_our_configs() -> None:
         split = module._get_package_and_cfg_path
         if not hasattr(split, "__wrapped__"):
             module._get_package_and_cfg_path = with_ours(split)
+    path = config.Config._get_cfg_path
+    if not hasattr(path, "__wrapped__"):
+        config.Config._get_cfg_path = staticmethod(in_mmdets_scope(path))
     if not hasattr(hub.get_model, "__wrapped__"):
         import mmengine.hub
 
@@ -32,6 +35,17 @@ def with_ours(split: Any) -> Any:
         return (PACKAGE, name) if package == PACKAGE and name else split(path)
 
     return package_and_path
+
+
+def in_mmdets_scope(path: Any) -> Any:
+    """What our configs name is looked up where it is registered."""
+
+    @wraps(path)
+    def path_and_scope(name: str, file: str) -> tuple[str, str | None]:
+        found, scope = path(name, file)
+        return found, "mmdet" if scope == PACKAGE else scope
+
+    return path_and_scope
 
 
 def with_our_models(get_model: Any) -> Any:

@@ -17,7 +17,8 @@ def test_a_config_inherits_by_name(tmp_path: Path) -> None:
     cfg = Config.fromfile(tmp_path / "mine.py")
     assert cfg.model.backbone.type == "LTMSwin" and cfg.model.test_cfg.own == 1
     whole = Config.fromfile(ROOT / "configs/demo_ltm_swin_maskrcnn.py")
-    assert cfg.model.backbone == whole.model.backbone
+    assert cfg.model.backbone.to_dict() == whole.model.backbone.to_dict()
+    assert cfg.train_dataloader.dataset.get("_scope_") == "mmdet"  # where all of it is registered
 
 
 def test_the_hub_gives_configs_and_models() -> None:
