@@ -84,6 +84,10 @@ def test_every_named_path_exists() -> None:
             assert (ROOT / f"{stem}{choice}{rest or ''}").exists(), path
 
 
+def test_the_front_page_is_short() -> None:
+    assert len(PAGES[0].read_text().splitlines()) <= 160
+
+
 def test_make_targets_exist() -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     wanted = [command.split()[1] for command in commands() if command.startswith("make ")]

@@ -91,7 +91,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--models",
         nargs="+",
         metavar="NAME",
-        help="dense, merged, a merger's name, mmdet, timm, torchvision (default: all but mergers')",
+        help="dense, merged, a merger's name, mmdet, timm, torchvision; of detectors also "
+        "dense+lean, merged+mmdet and so on (default: all but mergers')",
     )
     of.add_argument("--base", help="model of ratio 1 (default: mmdet of a Swin, timm of a ViT)")
     on.add_argument(
@@ -125,8 +126,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         choices=list(dict.fromkeys([*RUNNERS, *FORMS])),
         default=["eager"],
         help="forms; compiled is torch.compile for one size, frozen the same with constant "
-        "weights, exported what torch.export finds, the others what ltm-det export writes "
-        "; of a detector also openvino_int8, but not frozen and exported (default: eager)",
+        "weights, exported what torch.export finds, the others what ltm-det export writes; "
+        "of a detector also openvino_int8, but not frozen and exported (default: eager)",
     )
     on.add_argument(
         "--load",

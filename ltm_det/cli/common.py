@@ -73,7 +73,9 @@ def config_file(given: str) -> str:
     folder = Path(str(files(package))) if package in ("ltm_det", "mmdet") else None
     path = folder / ".mim/configs" / name if folder else None
     if path is None or not path.is_file():
-        raise argparse.ArgumentTypeError(f"there is no config {given}")
+        there = sorted(file.name for file in folder.glob(".mim/configs/ltm*.py")) if folder else []
+        hint = f": there are {', '.join(there)}" if there else ""
+        raise argparse.ArgumentTypeError(f"there is no config {given}{hint}")
     return str(path)
 
 

@@ -1,4 +1,4 @@
-"""Export a config's backbone for ONNX Runtime (.onnx) or OpenVINO (.xml, the fastest on CPUs).
+"""Export a detector or its backbone for ONNX Runtime (.onnx) or OpenVINO (.xml)
 
 With --check the file is run and what it gives is compared with what the model gives. In a detector
 the file takes the backbone's place, by dict(_delete_=True, type='ExportedBackbone', file=FILE).
@@ -60,7 +60,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     file.add_argument(
         "--dynamic",
         action="store_true",
-        help="for any size, and of a backbone any batch; is checked",
+        help="for any size (and a backbone for any batch) instead of --shape; the file is checked",
     )
     file.add_argument(
         "--dtype",

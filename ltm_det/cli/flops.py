@@ -27,6 +27,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     out.add_argument("--json", type=Path, metavar="FILE", help="write the counts here too")
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
+    if min(args.shape) < 1:
+        parser.error(f"--shape must be two positive numbers, got {args.shape}")
     return args
 
 
@@ -48,4 +50,4 @@ def run(args: argparse.Namespace) -> int | None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-main = command(parse, run, preflight.PreflightError)
+main = command(parse, run, preflight.PreflightError, ValueError)

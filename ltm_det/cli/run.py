@@ -38,7 +38,8 @@ def script_of(name: str) -> Path:
         if file.is_file():
             return file
     tools = sorted(p.relative_to(TOOLS).with_suffix("").as_posix() for p in TOOLS.rglob("*.py"))
-    raise PreflightError(f"no script {name}: give a file, or a tool of mmdet's, one of {tools}")
+    listed = "\n  ".join(tools)
+    raise PreflightError(f"no script {name}: give a file, or one of mmdet's tools\n  {listed}")
 
 
 def run(args: argparse.Namespace) -> None:

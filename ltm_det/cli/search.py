@@ -1,4 +1,4 @@
-"""Pick the ratio of every stage or block from a budget; write the merged detector's config.
+"""Pick ratios, and of a detector a lean recipe, from one of two budgets; write a config.
 
 On a few unlabelled images it measures what merging one unit alone does to the backbone's maps, and
 counts what that saves. Then it picks the ratios of least summed error that meet the budget, counts
@@ -60,7 +60,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--budget-ms", type=float, metavar="MS", help="milliseconds, for --cost latency"
     )
     out.add_argument("--out", type=Path, required=True, metavar="PY", help="config to write")
-    costs.add_argument("--cost", choices=["gmacs", "latency"], default="gmacs")
+    costs.add_argument(
+        "--cost", choices=["gmacs", "latency"], default="gmacs", help="default: gmacs"
+    )
     choices.add_argument(
         "--unit",
         choices=["stage", "block"],
@@ -78,7 +80,12 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"kept fractions to choose from (default: {RATIOS})",
     )
     preflight.add_shape(costs)
-    costs.add_argument("--images", type=int, default=64, help="to measure on (default: 64)")
+    costs.add_argument(
+        "--images",
+        type=int,
+        default=64,
+        help="of the training data, to measure on, without labels (default: 64)",
+    )
     out.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     out.add_argument("--overwrite", action="store_true", help="replace what is at --out")
     of.add_argument(

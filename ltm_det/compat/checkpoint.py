@@ -72,7 +72,10 @@ def _load_from_local(filename: str, map_location: Any = None) -> dict:
     filename = os.path.expanduser(filename)
     if not os.path.isfile(filename):
         raise FileNotFoundError(f"{filename} can not be found.")
-    return torch.load(filename, map_location=map_location, weights_only=True)
+    try:
+        return torch.load(filename, map_location=map_location, weights_only=True)
+    except (KeyError, IndexError, EOFError) as error:  # of a text, say, or of half a file
+        raise ValueError(f"{filename} is no checkpoint, or a part of one: {error!r}") from error
 
 
 def _history_buffer_statistic(owner: Any, name: str) -> Callable:

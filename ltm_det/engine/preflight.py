@@ -55,7 +55,7 @@ def add_shape(parser: Any) -> None:
         nargs=2,
         default=[800, 1280],
         metavar=("H", "W"),
-        help="height and width of the image that is counted (default: 800 1280)",
+        help="height and width of the image (default: 800 1280)",
     )
 
 

@@ -131,7 +131,8 @@ def detector_files() -> str:
     rows = []
     for model in ("mmdet", "dense", "merged"):
         own = [found.get(model if how == "eager" else f"{model} {how}") for how in forms]
-        rows.append([model, *(f"{row['ratio']:.2f}" if row else "" for row in own)])
+        if any(own):
+            rows.append([model, *(f"{row['ratio']:.2f}" if row else "" for row in own)])
     return table(["", *forms], rows)
 
 
@@ -182,7 +183,7 @@ def exported_ap() -> str:
     for kind in dict.fromkeys((row["dtype"], row["layers"]) for row in every):
         own = [row for row in every if (row["dtype"], row["layers"]) == kind]
         ap = [f"{100 * mean(float(r[m]) for r in own):.1f}" for m in ("bbox_mAP", "segm_mAP")]
-        rows.append([f"{kind[0]}, {kind[1]} layers", str(len(own)), *ap])
+        rows.append([f"{kind[0]}, layers: {kind[1]}", str(len(own)), *ap])
     return table(["OpenVINO", "seeds", "box AP", "mask AP"], rows)
 
 
