@@ -39,6 +39,7 @@ CONFIGS += [
 # Detectors on the clock: what a row is of, and the file.
 DETECTORS = {
     "Mask R-CNN Swin-S, 800 x 1280": "detector_avx2",
+    "the same, four images (one round)": "detector_batch_avx2",
     "the same, beside two busy processes": "detector_loaded_avx2",
     "Cascade Mask R-CNN Swin-S, 800 x 1280": "detector_cascade_avx2",
     "Mask R-CNN ViT-B, 1024 x 1024": "detector_vit_avx2",
