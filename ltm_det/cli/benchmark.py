@@ -17,7 +17,6 @@ threshold of scores is put where the base finds --objects on the first image.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, DictAction
 
-from ltm_det.cli.common import command, config_file, new_parser, typed
+from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
 from ltm_det.engine import preflight
 from ltm_det.measure.benchmark import (
     MODES,
@@ -275,8 +274,7 @@ def run(args: argparse.Namespace) -> int | None:
     if args.json is not None:
         given = {key: getattr(args, key) for key in ("config", "base", "rounds", "warm_up")}
         given |= dict(command=typed(), commit=commit(), code=code_of(), machine=place)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(given | result, indent=2) + "\n")
+        write_json(args.json, given | result)
     if args.plot is not None:
         title = f"{args.config}, base {args.base}; {title}"
         if args.part == "detector":

@@ -1,9 +1,10 @@
 """What all commands share: how they are named, parsed, and how they end."""
 
 import argparse
+import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,13 @@ def new_parser(text: str, example: str) -> argparse.ArgumentParser:
         epilog=f"example: {name()} {example}",
         allow_abbrev=False,
     )
+
+
+def write_json(file: Path | None, result: Mapping[str, Any]) -> None:
+    """A command's figures, where --json names a file."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def config_file(given: str) -> str:

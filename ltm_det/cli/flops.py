@@ -5,13 +5,12 @@ shape, 1000 boxes for each box head, 100 for each mask head; 1 GMAC is 2 GFLOP.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import DictAction
 
-from ltm_det.cli.common import command, config_file, new_parser, typed
+from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
 from ltm_det.engine import preflight
 from ltm_det.measure.flops import MASK_ROIS, PROPOSALS, as_table, compare
 
@@ -46,8 +45,7 @@ def run(args: argparse.Namespace) -> int | None:
             mask_rois=MASK_ROIS,
             **{side: count._asdict() for side, count in counts.items()},
         )
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.json, result)
 
 
 main = command(parse, run, preflight.PreflightError, ValueError)

@@ -6,7 +6,6 @@ are the checkpoint's own weights, with nothing merged and with area pooling at t
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
-from ltm_det.cli.common import command, config_file, new_parser, typed
+from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
 from ltm_det.engine import preflight
 from ltm_det.studies.bottleneck import KINDS, as_table, draw, measure
 
@@ -90,8 +89,7 @@ def run(args: argparse.Namespace) -> int | None:
         print(f"{title}\n{as_table(rows)}")
     if args.json is not None:
         result = dict(command=typed(), split=args.split, beta=measured)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.json, result)
     if args.out is not None:
         draw(measured, f"{args.config}: {samples} samples of {args.split}", args.out)
 

@@ -7,7 +7,6 @@ of the repeats, in which dense and merged take turns.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -15,7 +14,7 @@ from statistics import median
 import torch
 from mmengine.config import Config, DictAction
 
-from ltm_det.cli.common import command, config_file, new_parser, typed
+from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
 from ltm_det.engine import preflight
 from ltm_det.measure.code import code_of
 from ltm_det.measure.detector_memory import detector_peak
@@ -108,8 +107,7 @@ def write(args: argparse.Namespace, device: str, **found: object) -> None:
         repeats=args.repeats,
         **found,
     )
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(args.json, result)
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -10,7 +10,6 @@ errors are what AP falls short of 1 where the dense detector's own objects are t
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
 from ltm_det.backbones.common.weights import read_checkpoint
-from ltm_det.cli.common import command, config_file, new_parser, typed
+from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
 from ltm_det.conversion.search import (
     PARTS,
     SEARCHED,
@@ -138,8 +137,7 @@ def run(args: argparse.Namespace) -> int | None:
         given = {key: getattr(args, key) for key in ("config", "checkpoint", "shape", "images")}
         given |= dict(command=command, device=get_device(), unit=unit, part=args.part)
         given |= dict(budget=args.budget, budget_ms=args.budget_ms)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(given | result, indent=2) + "\n")
+        write_json(args.json, given | result)
 
 
 main = command(parse, run, preflight.PreflightError, ValueError)

@@ -30,6 +30,7 @@ from ltm_det.conversion.ratio_search import Label
 from ltm_det.conversion.searched_models import SearchedModels
 from ltm_det.detectors import FAST
 from ltm_det.detectors.recipes import name_of, parts_of
+from ltm_det.measure.detectors import kind_of
 from ltm_det.measure.flops import count_macs, without_pretraining
 from ltm_det.measure.timing import interleaved
 
@@ -59,10 +60,10 @@ class SearchedDetectors:
         device: str,
     ) -> None:
         cfg = copy.deepcopy(cfg)
-        kind = str(cfg.model.type).removeprefix("mmdet.")
-        if kind not in FAST and kind not in FAST.values():
+        kind = kind_of(cfg.model)
+        if kind not in FAST:
             raise ValueError(f"the detector is a {kind}: give one of {[*FAST]}, or its backbone")
-        cfg.model.type = FAST.get(kind, kind)
+        cfg.model.type = FAST[kind]
         cfg.model.pop("lean", None)
         cfg.model.test_cfg.rcnn.mask_format = "rle"  # nothing of the image's size is made
         self.backbones = SearchedModels(cfg, options, checkpoint, ratios, unit, device)

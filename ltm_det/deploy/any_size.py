@@ -6,6 +6,7 @@ necks and heads, but would take for fixed what backbones reckon of sizes.
 """
 
 import math
+import tempfile
 from pathlib import Path
 
 import torch
@@ -41,15 +42,16 @@ def trace_any_size(model: WholeDetector, file: Path) -> None:
     detector, onnx = model.detector, package("onnx")
     if any(isinstance(module, CoarseConv2d) for module in detector.modules()):
         raise ValueError("lean.neck_finest below 1 is of one size: export it without --dynamic")
-    body, rest = file.with_name("backbone.onnx"), file.with_name("heads.onnx")
-    images = torch.randn(2, 3, *sample_size(detector.backbone))
-    save(detector.backbone, images, body, dynamic=True)
     images = torch.zeros(1, 3, *many_anchors(detector.rpn_head))
     with torch.no_grad():
         maps = detector.backbone(images)
     free = {f"map{i}": {2: f"h{i}", 3: f"w{i}"} for i in range(len(maps))}
-    trace(Heads(model), (images, *maps), rest, {IMAGES: {2: "H", 3: "W"}, **free})
-    first, second = onnx.load(body), onnx.load(rest)
+    with tempfile.TemporaryDirectory() as folder:
+        body, rest = Path(folder) / "backbone.onnx", Path(folder) / "heads.onnx"
+        sample = torch.randn(2, 3, *sample_size(detector.backbone))
+        save(detector.backbone, sample, body, dynamic=True)
+        trace(Heads(model), (images, *maps), rest, {IMAGES: {2: "H", 3: "W"}, **free})
+        first, second = onnx.load(body), onnx.load(rest)
     (entry,) = first.graph.input
     newest = max(found.version for found in first.opset_import if not found.domain)
     second = onnx.version_converter.convert_version(second, newest)
@@ -71,8 +73,6 @@ def trace_any_size(model: WholeDetector, file: Path) -> None:
     whole.graph.input.extend(inputs)
     onnx.checker.check_model(whole)
     onnx.save(whole, file)
-    body.unlink()
-    rest.unlink()
 
 
 def many_anchors(rpn: nn.Module) -> tuple[int, int]:

@@ -9,7 +9,6 @@ it is that process, and prints bytes and the number of objects.
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 from typing import NamedTuple
@@ -19,12 +18,7 @@ from mmengine.config import Config
 
 from ltm_det.measure.detector_forms import batch_of
 from ltm_det.measure.detectors import build_detectors, find_threshold, set_threshold
-from ltm_det.measure.memory import (
-    CHILD,
-    ROOT,
-    MemoryUnknownError,
-    rise_of_resident_memory,
-)
+from ltm_det.measure.memory import MemoryUnknownError, in_fresh_process, rise_of_memory
 
 SCALE = (1333, 800)  # what mmdet's configs fit pictures into, longer and shorter side
 WARM_UP = (64, 64)  # pixels
@@ -55,15 +49,9 @@ def detector_peak(
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "detector.py")
         cfg.dump(path)
-        command = [sys.executable, "-m", "ltm_det.measure.detector_memory", path, name]
-        command += [*map(str, picture), str(objects), device]
-        paths = [str(ROOT), os.environ.get("PYTHONPATH")]
-        env = {**os.environ, **CHILD, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-    if done.returncode:
-        reason = [f"exit status {done.returncode}, out of memory?", *done.stderr.splitlines()][-1]
-        raise MemoryUnknownError(f"no measurement of {name}: {reason}")
-    return Peak(*map(int, done.stdout.split()[-2:]))
+        words = [path, name, *picture, objects, device]
+        printed = in_fresh_process(__name__, words, f"of {name}")
+    return Peak(*map(int, printed[-2:]))
 
 
 def measure(cfg: Config, name: str, picture: tuple[int, int], objects: int, device: str) -> Peak:
@@ -87,13 +75,7 @@ def measure(cfg: Config, name: str, picture: tuple[int, int], objects: int, devi
 
     with torch.no_grad():
         detector.test_step(batch_of(images[..., : WARM_UP[0], : WARM_UP[1]]))
-    if torch.device(device).type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        peak = torch.cuda.max_memory_allocated(device) - before
-    else:
-        peak = rise_of_resident_memory(run)
+    peak = rise_of_memory(device, run)
     return Peak(peak, len(found[0].pred_instances))
 
 

@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -69,15 +69,26 @@ def peak_memory(
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "backbone.py")
         Config(dict(needed, model=dict(backbone=cfg.model.backbone))).dump(path)
-        command = [sys.executable, "-m", "ltm_det.measure.memory", path, *map(str, shape)]
-        command += ["train" if train else "eval", device, str(batch), dtype]
-        paths = [str(ROOT), os.environ.get("PYTHONPATH")]
-        env = {**os.environ, **CHILD, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        mode = "train" if train else "eval"
+        words = [path, *shape, mode, device, batch, dtype]
+        printed = in_fresh_process(__name__, words, f"at {shape[0]} x {shape[1]}")
+    return int(printed[-1])
+
+
+def in_fresh_process(module: str, words: Sequence[object], what: str) -> list[str]:
+    """The words that a module prints, run with these arguments as memory is measured.
+
+    Raises:
+        MemoryUnknownError: It failed; the message says of ``what``.
+    """
+    paths = [str(ROOT), os.environ.get("PYTHONPATH")]
+    env = {**os.environ, **CHILD, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-m", module, *map(str, words)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         reason = [f"exit status {done.returncode}, out of memory?", *done.stderr.splitlines()][-1]
-        raise MemoryUnknownError(f"no measurement at {shape[0]} x {shape[1]}: {reason}")
-    return int(done.stdout.split()[-1])
+        raise MemoryUnknownError(f"no measurement {what}: {reason}")
+    return done.stdout.split()
 
 
 def measure(
@@ -97,12 +108,18 @@ def measure(
     backbone.zero_grad(set_to_none=True)
     gc.collect()
     images = torch.rand(batch, 3, *shape, **options)
-    if torch.device(device).type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        one_pass(backbone, images, *args)
-        return torch.cuda.max_memory_allocated(device) - before
-    return rise_of_resident_memory(one_pass, backbone, images, *args)
+    return rise_of_memory(device, one_pass, backbone, images, *args)
+
+
+def rise_of_memory(device: str, function: Callable, *args: object) -> int:
+    """Bytes by which memory at its peak during ``function(*args)`` exceeds that before: a GPU's by
+    torch's own allocator, on the CPU the process's."""
+    if torch.device(device).type != "cuda":
+        return rise_of_resident_memory(function, *args)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    function(*args)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def rise_of_resident_memory(function: Callable, *args: object) -> int:
