@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ltm_det"
 # A room imports from those above it alone.
 LAYERS = (
+    ("basics",),
     ("compat", "ib"),
     ("merging",),
     ("cpu",),

@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ltm_det.basics.errors import InputError
+from ltm_det.basics.files import write_text
 from ltm_det.engine.preflight import is_local_main
 
 CONSOLE = "ltm-det"
@@ -69,8 +71,7 @@ def new_parser(text: str, example: str) -> argparse.ArgumentParser:
 def write_json(file: Path | None, result: Mapping[str, Any]) -> None:
     """A command's figures, where --json names a file."""
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(result, indent=2) + "\n")
+        write_text(file, json.dumps(result, indent=2) + "\n")
 
 
 def config_file(given: str) -> str:
@@ -97,14 +98,15 @@ def command(
     Args:
         parse: From words, None for those of the command line, to arguments.
         run: Does it; its exit code, None for 0.
-        expected: Errors that say what is wrong with the input; others show their traceback.
+        expected: Errors, besides InputError, that say what is wrong with the input; others show
+            their traceback.
     """
 
     def main(words: Sequence[str] | None = None) -> int:
         args = parse(words)
         try:
             return int(run(args) or 0)
-        except expected as error:
+        except (InputError, *expected) as error:
             if is_local_main(getattr(args, "launcher", "none")):
                 print(f"{name()}: {error}", file=sys.stderr)
             return BAD_INPUT

@@ -17,6 +17,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.utils import is_abs
 
+from ltm_det.basics.errors import InputError
+
 COCO_REMEDY = """\
 Put COCO 2017 where the config looks for it,
     data/coco/annotations/instances_train2017.json   data/coco/train2017/
@@ -43,7 +45,7 @@ LOCAL_RANK = dict(
 )
 
 
-class PreflightError(Exception):
+class PreflightError(InputError):
     """Something a run needs is not there. The message names it and the remedy."""
 
 

@@ -1,0 +1,9 @@
+"""The error that a user can mend."""
+
+
+class InputError(ValueError):
+    """What was given can't be used: a config's field, a file, a folder.
+
+    The message names the file or field, the value, and the remedy. Commands print it and exit
+    with 2; whatever is no InputError shows its traceback, since then the fault is ours.
+    """

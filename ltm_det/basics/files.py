@@ -1,0 +1,47 @@
+"""Files that are whole or not there: whoever finds one under its final name can read it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PART = ".part"  # how names of files end that are being written
+
+
+@contextmanager
+def whole(file: str | Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of a file once everything is on the disk.
+
+    The path lies beside the file and has its suffix, since writers choose their format by it. Where
+    writing fails it is removed, and what the file held before stays.
+
+    Args:
+        file: The final name; its folder is made.
+    """
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.stem}.{os.getpid()}{PART}{file.suffix}")
+    try:
+        yield part
+        sync(part)
+        os.replace(part, file)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+    sync(file.parent)
+
+
+def sync(path: str | Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(file: str | Path, text: str) -> None:
+    """Writes a text whole."""
+    with whole(file) as part:
+        part.write_text(text)
