@@ -17,7 +17,7 @@ from mmdet.models.task_modules import DeltaXYWHBBoxCoder
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ltm_det.detectors import FastRoIExtractor
+from ltm_det.detectors import FastRoIExtractor, FastRPNHead
 
 
 @contextmanager
@@ -79,6 +79,9 @@ def traceable():
         for place, name, function in (
             (DeltaXYWHBBoxCoder, "decode", clipped),
             (RPNHead, "_bbox_post_process", proposals),
+            (FastRPNHead, "_bbox_post_process", proposals),
+            # a sort serves maps of fewer anchors as well
+            (FastRPNHead, "_predict_by_feat_single", RPNHead._predict_by_feat_single),
             (bbox_head, "multiclass_nms", objects),
             (SingleRoIExtractor, "forward", regions),
             (FastRoIExtractor, "forward", regions),

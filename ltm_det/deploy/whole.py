@@ -22,9 +22,11 @@ from ltm_det.deploy.tracing import traceable
 from ltm_det.detectors import (
     FastCascadeRoIHead,
     FastFCNMaskHead,
+    FastRPNHead,
     FastStandardRoIHead,
     LeanRPNHead,
 )
+from ltm_det.detectors.heads import with_masks
 
 OPSET = 17  # the newest that this exporter has operators for; a layer norm is one of them
 NAMES = ["boxes", "scores", "labels", "masks"]
@@ -52,7 +54,7 @@ class WholeDetector(nn.Module):
         super().__init__()
         heads = getattr(detector, "rpn_head", None), getattr(detector, "roi_head", None)
         known = isinstance(detector, TwoStageDetector) and type(heads[1]) in HEADS
-        if not known or type(heads[0]) not in (RPNHead, LeanRPNHead):
+        if not known or type(heads[0]) not in (RPNHead, FastRPNHead, LeanRPNHead):
             names = [type(head).__name__ for head in heads]
             raise ValueError(
                 f"a {type(detector).__name__} with {names} is not exported as a whole: Mask, "
@@ -92,11 +94,7 @@ class WholeDetector(nn.Module):
         )
         out = [objects.bboxes, objects.scores, objects.labels]
         if self.detector.with_mask:
-            shown = objects
-            if "mask_score" in head.test_cfg:
-                shown = shown[shown.scores >= head.test_cfg.mask_score]
-            if "masks" in head.test_cfg:
-                shown = shown[: head.test_cfg.masks]
+            shown = with_masks(objects, head.test_cfg)
             rois = bbox2roi([shown.bboxes])
             masks = [self.masks(maps, rois, shown.labels, stage) for stage in self.stages]
             out.append(sum(masks) / len(masks))

@@ -12,6 +12,7 @@ from ltm_det.detectors.heads import FastCascadeRoIHead, FastStandardRoIHead
 from ltm_det.detectors.lean import LEAN, LeanRPNHead, Recipe
 from ltm_det.detectors.masks import FastFCNMaskHead
 from ltm_det.detectors.regions import FastRoIExtractor
+from ltm_det.detectors.rpn import FastRPNHead
 
 __all__ = [
     "FAST",
@@ -22,6 +23,7 @@ __all__ = [
     "FastFCNMaskHead",
     "FastFasterRCNN",
     "FastMaskRCNN",
+    "FastRPNHead",
     "FastRoIExtractor",
     "FastStandardRoIHead",
     "LeanRPNHead",

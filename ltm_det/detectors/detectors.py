@@ -24,6 +24,7 @@ from ltm_det.detectors.lean import Recipe
 FAST = dict(MaskRCNN="FastMaskRCNN", FasterRCNN="FastFasterRCNN", CascadeRCNN="FastCascadeRCNN")
 # Parts by mmdet's names, and what stands in their places.
 FAST_PARTS = dict(
+    RPNHead="FastRPNHead",
     SingleRoIExtractor="FastRoIExtractor",
     FCNMaskHead="FastFCNMaskHead",
     StandardRoIHead="FastStandardRoIHead",
@@ -70,7 +71,7 @@ class FastTwoStage:
     ) -> None:
         recipe = Recipe.of(lean)
         super().__init__(
-            rpn_head=recipe.rpn_head(rpn_head),
+            rpn_head=with_fast_parts(recipe.rpn_head(rpn_head)),
             roi_head=with_fast_parts(roi_head),
             test_cfg=recipe.test_cfg(test_cfg),
             **options,

@@ -32,7 +32,7 @@ class ReadsOneClass:
     ) -> list:
         """Maps and detected objects to objects with masks, see mmdet's heads."""
         own = self.mask_head
-        shown = [found[: masked(found.scores, self.test_cfg)] for found in results_list]
+        shown = [with_masks(found, self.test_cfg) for found in results_list]
         labels = torch.cat([found.labels for found in shown])
         with ExitStack() as stack:
             for head in own if isinstance(own, torch.nn.ModuleList) else [own]:
@@ -46,10 +46,11 @@ class ReadsOneClass:
         ]
 
 
-def masked(scores: Tensor, cfg: Any) -> int:
-    """How many objects have a mask, of which the best come first: scores (K,)."""
-    count = int((scores >= cfg.get("mask_score", 0.0)).sum())
-    return min(count, cfg.get("masks", count))
+def with_masks(objects: InstanceData, cfg: Any) -> InstanceData:
+    """The objects, of which the best come first, that have a mask."""
+    if "mask_score" in cfg:
+        objects = objects[objects.scores >= cfg["mask_score"]]
+    return objects[: cfg["masks"]] if "masks" in cfg else objects
 
 
 def with_rest(

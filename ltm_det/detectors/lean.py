@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch.nn.functional as F
-from mmdet.models import RPNHead
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ltm_det.detectors.convolutions import FastConv2d
+from ltm_det.detectors.rpn import FastRPNHead
 
 FINEST = ("whole", "half", "none")
 
@@ -142,7 +142,7 @@ class CoarseConv2d(FastConv2d):
 
 
 @MODELS.register_module()
-class LeanRPNHead(RPNHead):
+class LeanRPNHead(FastRPNHead):
     """mmdet's ``RPNHead`` that sees less of the finest map, see :class:`Recipe`.
 
     Args:

@@ -120,7 +120,7 @@ SHALLOW = {
 @pytest.mark.parametrize(
     ("name", "options", "ending"),
     [
-        (MASK, SHALLOW, ".onnx"),
+        (MASK, {**SHALLOW, "model.type": "FastMaskRCNN"}, ".onnx"),
         ("demo_ltm_vit_maskrcnn.py", {}, ".xml"),
         (CASCADE, SHALLOW, ".xml"),
     ],
@@ -130,6 +130,9 @@ def test_a_file_for_any_size(
 ) -> None:
     """High and wide ones, smaller and larger than what it was traced on, odd ones too."""
     detector, file = build(name, **options), tmp_path / f"whole{ending}"
+    own = [tmp_path / "backbone.onnx", tmp_path / "heads.onnx"]
+    for other in own:
+        other.write_text("somebody's")
     deploy.save_detector(detector, torch.zeros(1, 3, *SIZE), file, dynamic=True, scale=(200, 100))
     predictor = deploy.load(file, threads=1)
     for size in ((64, 96), (128, 64), (93, 131)):
@@ -139,7 +142,8 @@ def test_a_file_for_any_size(
         same = (apart < 100 * NEAR) & (labels[:, None] == expected.labels)
         # rounding decides of a few what other boxes suppress
         assert same.any(1).float().mean() > 0.8 and same.any(0).float().mean() > 0.8
-    assert {other.stem for other in tmp_path.iterdir()} == {"whole"}
+    assert {other.stem for other in tmp_path.iterdir()} == {"whole", "backbone", "heads"}
+    assert all(other.read_text() == "somebody's" for other in own)
     assert predictor.factor(50, 50) == 2 and predictor.factor(100, 400) == 0.5
     assert len(predictor(np.zeros((75, 40, 3), np.uint8)).size) == 2
 

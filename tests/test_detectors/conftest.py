@@ -56,7 +56,8 @@ def pair(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     with torch.no_grad():
         for name, parameter in detector.named_parameters():  # so that scores and boxes differ
             if parameter.ndim > 1:
-                far = 0.1 if "reg" in name else 2**0.5  # boxes of later stages hang on these
+                # boxes of later stages hang on these; and no two scores shall be 1, so equal
+                far = 0.1 if "reg" in name or "rpn_cls" in name else 2**0.5
                 parameter.normal_(std=far / parameter[0].numel() ** 0.5)
     fast.load_state_dict(detector.state_dict())
     return detector.eval(), fast.eval()
