@@ -32,6 +32,17 @@ def whole(file: str | Path) -> Iterator[Path]:
     sync(file.parent)
 
 
+def remove_parts(folder: str | Path, name: str) -> None:
+    """Removes what killed processes were writing; none may write such a file at this time.
+
+    Args:
+        name: Of the files that were to be; ``*`` stands for anything.
+    """
+    name = Path(name)
+    for part in Path(folder).glob(f".{name.stem}.*{PART}{name.suffix}"):
+        part.unlink(missing_ok=True)
+
+
 def sync(path: str | Path) -> None:
     """Waits until a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
