@@ -96,9 +96,8 @@ def newest(folders: Iterable[str | Path], optimizer: bool) -> tuple[Path | None,
         optimizer: See :func:`check_resumable`.
     """
     found, damaged = [], []
-    for file in sorted(
-        {file.resolve() for folder in folders for file in Path(folder).glob("*.pth")}
-    ):
+    files = {file.resolve(): file for folder in folders for file in Path(folder).glob("*.pth")}
+    for file in files.values():
         if file.name.startswith("."):
             continue  # a part, left by a kill
         try:

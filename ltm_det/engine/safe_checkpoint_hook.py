@@ -26,7 +26,7 @@ CHOICES = ("continue", "stop")
 class WholeRunner:
     """A runner that writes its checkpoints to a temporary file, and reads them before they count.
 
-    On a file system alone; other storages of mmengine replace an object at once by themselves.
+    On a file system alone: other storages of mmengine replace an object at once by themselves.
     """
 
     def __init__(self, runner: Runner, local: bool) -> None:
@@ -92,7 +92,8 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids: list[int] = list(self.keep_ckpt_ids)
-        self.local = isinstance(self.file_backend, LocalBackend)
+        # The strategies of mmengine's FlexibleRunner write as they like, a file or a folder.
+        self.local = isinstance(self.file_backend, LocalBackend) and isinstance(runner, Runner)
         if is_main_process():
             remove_parts(runner.work_dir, POINTER)
             if self.local:
