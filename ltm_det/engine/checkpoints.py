@@ -12,10 +12,25 @@ from ltm_det.basics.errors import InputError
 POINTER = "last_checkpoint"  # mmengine's file in a work folder, which names the last checkpoint
 RUN = ("message_hub", "meta", "state_dict")  # what of a checkpoint makes a run go on
 OPTIMIZER = "optimizer"
+ZIP = b"PK\x03\x04"  # the first bytes of torch's format
 
 
 class Damaged(ValueError):
     """A checkpoint is not what was written. The message follows the file's name."""
+
+
+def check_begun(file: str | Path) -> None:
+    """Tells a file that was begun from one that is something else.
+
+    Raises:
+        Damaged: It is empty, or the end of torch's zip format is missing.
+    """
+    with open(file, "rb") as opened:
+        start = opened.read(len(ZIP))
+    if not start:
+        raise Damaged("is empty")
+    if start == ZIP and not zipfile.is_zipfile(file):
+        raise Damaged("is cut short")
 
 
 def check_whole(file: str | Path) -> None:
@@ -27,13 +42,12 @@ def check_whole(file: str | Path) -> None:
         Damaged: It is not whole, or of another format.
         OSError: It can't be read.
     """
-    if not Path(file).stat().st_size:
-        raise Damaged("is empty")
+    check_begun(file)
     try:
         with zipfile.ZipFile(file) as archive:
             part = archive.testzip()
     except (zipfile.BadZipFile, EOFError) as error:
-        raise Damaged(f"is cut short, or no checkpoint: {error}") from error
+        raise Damaged(f"is no checkpoint: {error}") from error
     if part is not None:
         raise Damaged(f"is damaged: {part} in it differs from its checksum")
 
@@ -44,6 +58,7 @@ def read(file: str | Path) -> dict[str, Any]:
     Raises:
         Damaged: torch can't load it, or refuses what is in it.
     """
+    check_begun(file)
     try:
         # torch's former format, which can't be mapped, is loaded into memory
         checkpoint = torch.load(
@@ -97,7 +112,7 @@ def newest(folders: Iterable[str | Path], optimizer: bool) -> tuple[Path | None,
     """
     found, damaged = [], []
     files = {file.resolve(): file for folder in folders for file in Path(folder).glob("*.pth")}
-    for file in files.values():
+    for _, file in sorted(files.items()):
         if file.name.startswith("."):
             continue  # a part, left by a kill
         try:
