@@ -3,6 +3,7 @@
 A fork spares the imports; each child is a process of its own, and is killed as one.
 """
 
+import itertools
 import json
 import os
 import random
@@ -173,6 +174,7 @@ def campaign(root: Path, folder: Path, keep: int, kills: int, seed: int = 0) -> 
         AssertionError: Something was lost, or differs.
     """
     draw = random.Random(seed)
+    stages = itertools.cycle(draw.sample(STAGES, len(STAGES)))
     config = write_config(root, folder / "config.py", keep)
     began = time.monotonic()
     assert ending(start(config, folder / "whole", folder / "whole.log")) == 0
@@ -187,7 +189,7 @@ def campaign(root: Path, folder: Path, keep: int, kills: int, seed: int = 0) -> 
             furthest, runs = 0, runs + 1
         work_dir = folder / f"run{runs}"
         before = furthest
-        stage = draw.choice(STAGES) if len(killed) % 2 and len(killed) < kills else None
+        stage = next(stages) if len(killed) % 2 and len(killed) < kills else None
         log = folder / f"run{runs}.log"
         child = start(config, work_dir, log, stage, draw.choice((1, 1, 2)))
         if stage is None and len(killed) < kills:
@@ -204,8 +206,7 @@ def campaign(root: Path, folder: Path, keep: int, kills: int, seed: int = 0) -> 
         rows = losses(work_dir)
         assert all(row == wanted[step] for step, row in rows), "a loss differs"
         equal = len(rows)
-        if len(killed) > 0 and before:
-            resumed += 1
+        resumed += before > 0
     rows = dict(losses(work_dir))
     assert rows == wanted, "the resumed run is not the uninterrupted one"
     assert not list(work_dir.glob(".*")), "parts are left"
