@@ -13,3 +13,4 @@ model = dict(
     ),
     neck=dict(in_channels=[128, 256, 512, 1024]),
 )
+default_hooks = dict(checkpoint=dict(type="SafeCheckpointHook"))

@@ -32,3 +32,4 @@ model = dict(
     roi_head=dict(roi_head, bbox_head=bbox_heads),
     train_cfg=dict(rpn_proposal=dict(max_per_img=2000), rcnn=rcnn),
 )
+default_hooks = dict(checkpoint=dict(type="SafeCheckpointHook"))

@@ -115,6 +115,10 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=50),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=iterations, eta_min=0),
 ]
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=iterations, max_keep_ckpts=1))
+default_hooks = dict(
+    checkpoint=dict(
+        type="SafeCheckpointHook", by_epoch=False, interval=iterations, max_keep_ckpts=1
+    )
+)
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)

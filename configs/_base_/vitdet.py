@@ -74,5 +74,5 @@ optim_wrapper = dict(
         custom_keys=dict(pos_embed=dict(decay_mult=0.0)),
     ),
 )
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=interval))
+default_hooks = dict(checkpoint=dict(type="SafeCheckpointHook", by_epoch=False, interval=interval))
 log_processor = dict(by_epoch=False)

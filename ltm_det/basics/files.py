@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 PART = ".part"  # how names of files end that are being written
 
@@ -30,6 +31,41 @@ def whole(file: str | Path) -> Iterator[Path]:
             part.unlink()
         raise
     sync(file.parent)
+
+
+@contextmanager
+def whole_set(file: str | Path) -> Iterator[Path]:
+    """As :func:`whole`, for writers that put files beside theirs, which it names: OpenVINO's
+    weights, those of a large ONNX file.
+
+    What is beside it is renamed first. A former file with the final name is removed before, for
+    it would not fit what lies beside it: at any time the name stands for a set that fits, or for
+    none.
+    """
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}.", suffix=PART) as folder:
+        part = Path(folder) / file.name
+        yield part
+        beside = [path for path in Path(folder).iterdir() if path != part]
+        for path in (*beside, part):
+            sync(path)
+        if beside:
+            file.unlink(missing_ok=True)
+        for path in (*beside, part):
+            os.replace(path, file.parent / path.name)
+    sync(file.parent)
+
+
+def remove_parts(folder: str | Path, name: str) -> None:
+    """Removes what killed processes were writing; none may write such a file at this time.
+
+    Args:
+        name: Of the files that were to be; ``*`` stands for anything.
+    """
+    name = Path(name)
+    for part in Path(folder).glob(f".{name.stem}.*{PART}{name.suffix}"):
+        part.unlink(missing_ok=True)
 
 
 def sync(path: str | Path) -> None:

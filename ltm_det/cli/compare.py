@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from ltm_det.basics.files import whole, write_text
 from ltm_det.cli.common import command, new_parser
 from ltm_det.engine.preflight import PreflightError, check_data
 from ltm_det.measure.flops import build_backbone
@@ -80,8 +81,8 @@ def train(cell: Cell, backbone: Backbone, work_dir: Path) -> dict[str, object]:
         cfg = training_config(backbone, cell, start)
         there = trained(folder, cfg)
         if not there:
-            folder.mkdir(parents=True, exist_ok=True)
-            cfg.dump(config)
+            with whole(config) as part:
+                cfg.dump(part)
     if not there:
         minutes = run_tool(first, folder / "convert.txt") if first else 0
         minutes = round(minutes + run_tool(second, folder / "log.txt"), 2)
@@ -220,7 +221,7 @@ def compare(args: argparse.Namespace) -> int:
     def write() -> None:
         table = sorted(rows.values(), key=lambda row: order.get(key_of(row), len(order)))
         write_rows(args.out, COLUMNS, table)
-        args.out.with_suffix(".md").write_text(markdown(table))
+        write_text(args.out.with_suffix(".md"), markdown(table))
 
     def finish(cell: Cell, result: Mapping[str, object]) -> str:
         """Adds a row, unless only the checkpoint was gone; returns a word on it."""

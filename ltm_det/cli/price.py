@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from ltm_det.basics.files import write_text
 from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.detectors import FAST
 from ltm_det.detectors.recipes import common_recipe, name_of, parts_of
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
             row = dict(recipe=recipe, checkpoint=checkpoint, minutes=minutes, commit=commit())
             rows.append(row | metrics | dict(command=as_typed([*command, *options])))
             write_rows(table, COLUMNS, rows)
-            args.out.with_suffix(".md").write_text(summary(rows))
+            write_text(args.out.with_suffix(".md"), summary(rows))
             print(f"{recipe}, {checkpoint}: {metrics}", flush=True)
     print(summary(rows))
 

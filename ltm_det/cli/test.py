@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ltm_det.basics.files import whole
 from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.deploy.detector import FORMATS
 from ltm_det.detectors import FAST, check_lean
@@ -113,6 +114,17 @@ def mask_format(cfg: Config, args: argparse.Namespace) -> str:
     return "rle" if kinds == {"CocoMetric"} and not read else "bitmap"
 
 
+class WholeDump(DumpDetResults):
+    """Predictions in a file that is whole or not there."""
+
+    def compute_metrics(self, results: list) -> dict:
+        with whole(self.out_file_path) as part:
+            self.out_file_path, file = str(part), self.out_file_path
+            metrics = super().compute_metrics(results)
+        self.out_file_path = file
+        return metrics
+
+
 def test(args: argparse.Namespace) -> None:
     cfg = preflight.load_run_config(args)
     exported = Path(args.checkpoint).suffix in FORMATS
@@ -131,7 +143,7 @@ def test(args: argparse.Namespace) -> None:
     with preflight.launched(cfg), preflight.network_errors_named(cfg):
         runner = build_runner(cfg, exported)
         if args.out is not None:
-            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+            runner.test_evaluator.metrics.append(WholeDump(out_file_path=args.out))
         runner.test()
 
 

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 
 from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.engine import preflight
+from ltm_det.engine.resuming import disk_errors_named, resume, use_safe_checkpoints
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py --amp"
 
@@ -32,7 +33,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="resume from this checkpoint, or with none named from the work folder's latest",
+        help="resume from this checkpoint, or with none named from the work folder's latest that "
+        "can be loaded; where there is none, start",
     )
     of.add_argument(
         "--cfg-options",
@@ -65,9 +67,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
                 "Give it with --cfg-options auto_scale_lr.base_batch_size=N"
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == "auto" else args.resume
+    use_safe_checkpoints(cfg)
     hooks = cfg.get("custom_hooks") or []
     if not any(hook["type"] == "ExactResumeHook" for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type="ExactResumeHook")]
@@ -76,11 +76,13 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     cfg = preflight.load_run_config(args)
     apply_options(cfg, args)
-    if preflight.is_local_main(args.launcher):
+    local_main = preflight.is_local_main(args.launcher)
+    resume(cfg, args.resume, print if local_main else lambda words: None)
+    if local_main:
         preflight.check_data(cfg, "train", "val")
         preflight.check_weights(cfg)
         preflight.check_amp(cfg)
-    with preflight.launched(cfg), preflight.network_errors_named(cfg):
+    with preflight.launched(cfg), preflight.network_errors_named(cfg), disk_errors_named(cfg):
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         runner.train()
 

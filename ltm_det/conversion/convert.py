@@ -12,6 +12,7 @@ from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 from ltm_det.backbones.common.weights import read_checkpoint
+from ltm_det.basics.files import whole
 from ltm_det.measure.flops import build_backbone, build_detector, dense_twin
 
 MERGED = {"SwinTransformer": "LTMSwin", "LTMSwin": "LTMSwin", "LTMViT": "LTMViT"}  # by dense type
@@ -124,10 +125,7 @@ def save_converted(cfg: Config, detector: nn.Module, out: Path) -> None:
     if getattr(detector, "dataset_meta", None):
         meta["dataset_meta"] = detector.dataset_meta
     weights = {key: value.cpu() for key, value in detector.state_dict().items()}
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    part = checkpoint.with_name(f"{checkpoint.name}.part")
-    torch.save(dict(state_dict=weights, meta=meta), part)
-    part.replace(checkpoint)
-    part = config.with_name(f"{config.stem}.part.py")
-    cfg.dump(part)
-    part.replace(config)
+    with whole(checkpoint) as part:
+        torch.save(dict(state_dict=weights, meta=meta), part)
+    with whole(config) as part:
+        cfg.dump(part)

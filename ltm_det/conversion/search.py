@@ -13,6 +13,7 @@ from mmengine.device import get_device
 from tqdm import tqdm
 
 from ltm_det.backbones.common.weights import without_mergers
+from ltm_det.basics.files import whole, write_text
 from ltm_det.conversion.convert import merged_config
 from ltm_det.conversion.ratio_search import BudgetError, Candidate, meet_budget
 from ltm_det.conversion.searched_detectors import SearchedDetectors
@@ -158,9 +159,9 @@ def config_text(
 
 def write(args: argparse.Namespace, checkpoint: Mapping[str, Any], weights: str, text: str) -> None:
     """Writes the config, and the weights without mask modules where they are to be a new file."""
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(text)
     if weights != args.checkpoint:
         own = without_mergers(checkpoint.get("state_dict", checkpoint))
         meta = checkpoint.get("meta", {}) if "state_dict" in checkpoint else {}
-        torch.save(dict(state_dict=own, meta=meta), weights)
+        with whole(weights) as part:
+            torch.save(dict(state_dict=own, meta=meta), part)
+    write_text(args.out, text)

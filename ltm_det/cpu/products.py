@@ -26,6 +26,8 @@ VARIABLE = "LTM_DET_CPU_PRODUCT"
 # How much faster BLAS has to be: where they are about equal, every process goes the same way.
 MARGIN = 0.93
 
+_settled: str | None = None
+
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 HAS_BFLOAT16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -57,10 +59,20 @@ def way(dtype: torch.dtype) -> str:
     """
     named = os.environ.get(VARIABLE)
     if named is None:
-        return _faster() if dtype == torch.float32 else ONEDNN  # torch has no other
+        # in other dtypes torch has no other
+        return _settled or _faster() if dtype == torch.float32 else ONEDNN
     if named not in WAYS:
         raise ValueError(f"{VARIABLE}={named}: set it to one of {WAYS}, or not at all")
     return named
+
+
+def settle(name: str | None) -> None:
+    """Lets this process go one way, where the environment names none: that of the run it goes on
+    with, or that of another process. None leaves it to :func:`way` again."""
+    global _settled
+    if name not in (None, *WAYS):
+        raise ValueError(f"{name!r} is no way to go: {WAYS}")
+    _settled = name
 
 
 @cache

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ltm_det.basics.files import remove_parts, write_text
 from ltm_det.datasets.png import encode_png
 from ltm_det.datasets.scene import Draw, Scene, draw_scene
 
@@ -75,7 +76,7 @@ def make_demo_data(
         return False
     for split, count in zip(SPLITS, (train, val), strict=True):
         _write_split(out, split, count, size, seed, photos, progress)
-    (out / MARKER).write_text(_dump({**arguments, "complete": True}))
+    write_text(out / MARKER, _dump({**arguments, "complete": True}))
     return True
 
 
@@ -91,6 +92,7 @@ def _claim(out: Path, arguments: dict) -> bool:
     if out.exists() and not out.is_dir():
         raise DemoDataError(f"{out} is a file; {remedy}")
     marker = out / MARKER
+    remove_parts(out, MARKER)
     if marker.is_file():
         try:
             found = json.loads(marker.read_text())
@@ -104,7 +106,7 @@ def _claim(out: Path, arguments: dict) -> bool:
     elif out.is_dir() and any(out.iterdir()):
         raise DemoDataError(f"{out} holds files that are not this tool's; {remedy}")
     out.mkdir(parents=True, exist_ok=True)
-    marker.write_text(_dump({**arguments, "complete": False}))
+    write_text(marker, _dump({**arguments, "complete": False}))
     return False
 
 
@@ -145,10 +147,8 @@ def _write_split(
         images.append(dict(id=i, file_name=name, height=size, width=size))
         annotations += _annotations(scene, i, len(annotations) + 1)
     categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES)]
-    (out / "annotations").mkdir(exist_ok=True)
-    (out / "annotations" / f"{split}.json").write_text(
-        _dump(dict(images=images, annotations=annotations, categories=categories))
-    )
+    file = out / "annotations" / f"{split}.json"
+    write_text(file, _dump(dict(images=images, annotations=annotations, categories=categories)))
 
 
 def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ltm_det.basics.files import whole_set
 from ltm_det.deploy.any_size import trace_any_size
 from ltm_det.deploy.runtime import DETECTOR, DTYPE, package
 from ltm_det.deploy.whole import WholeDetector, trace
@@ -86,14 +87,14 @@ def save_detector(
     if classes is not None and len(classes) != head.num_classes:
         raise ValueError(f"{len(classes)} names for {head.num_classes} classes: give one each")
     about = json.dumps(described(detector, classes, scale if dynamic else None))
-    file.parent.mkdir(parents=True, exist_ok=True)
     write = partial(trace_any_size, model) if dynamic else partial(trace, model, (images,))
     if file.suffix == ".onnx":
-        write(file)
         onnx = package("onnx")
-        graph = onnx.load(file)
-        onnx.helper.set_model_props(graph, {DETECTOR: about})
-        onnx.save(graph, file)
+        with whole_set(file) as part:
+            write(part)
+            graph = onnx.load(part)
+            onnx.helper.set_model_props(graph, {DETECTOR: about})
+            onnx.save(graph, part)
         return
     openvino = package("openvino")
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +105,8 @@ def save_detector(
             graph = quantized(graph, calibration)
         graph.set_rt_info(dtype, DTYPE)
         graph.set_rt_info(about, ["ltm_det", DETECTOR])
-        openvino.save_model(graph, file, compress_to_fp16=False)
+        with whole_set(file) as part:
+            openvino.save_model(graph, part, compress_to_fp16=False)
 
 
 def quantized(graph: Any, images: Sequence[Tensor]) -> Any:

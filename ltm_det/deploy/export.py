@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ltm_det.backbones import LTMSwin, LTMViT
+from ltm_det.basics.files import whole_set
 from ltm_det.deploy.runtime import DTYPE, package
 
 OPSET = 20  # the first with GELU
@@ -103,16 +104,17 @@ def save(
             verbose=False,
             custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".onnx":
-        program.save(file)
+        with whole_set(file) as part:
+            program.save(part)
         return
     openvino = package("openvino")
     with tempfile.TemporaryDirectory() as folder:
         program.save(Path(folder) / "model.onnx")
         graph = openvino.convert_model(Path(folder) / "model.onnx")
         graph.set_rt_info(dtype, DTYPE)
-        openvino.save_model(graph, file, compress_to_fp16=False)
+        with whole_set(file) as part:
+            openvino.save_model(graph, part, compress_to_fp16=False)
 
 
 def relative_errors(ones: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:

@@ -8,6 +8,7 @@ from ltm_det.engine.layer_decay import LayerDecayConstructor
 from ltm_det.engine.merger_loss_hook import MergerLossHook
 from ltm_det.engine.preflight import PreflightError
 from ltm_det.engine.resume_hook import ExactResumeHook
+from ltm_det.engine.safe_checkpoint_hook import SafeCheckpointHook
 
 __all__ = [
     "ExactResumeHook",
@@ -15,4 +16,5 @@ __all__ = [
     "LayerDecayConstructor",
     "MergerLossHook",
     "PreflightError",
+    "SafeCheckpointHook",
 ]

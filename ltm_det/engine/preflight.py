@@ -7,6 +7,7 @@ The checks look at files only. Whether a URL answers is left to the download its
 import argparse
 import os
 import os.path as osp
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -229,15 +230,29 @@ def network_errors_named(cfg: Config) -> Iterator[None]:
         ) from error
 
 
+def name_slurm_processes() -> None:
+    """Gives torch what it asks the environment for, of what Slurm gives its tasks."""
+    of = os.environ
+    of.update(RANK=of["SLURM_PROCID"], WORLD_SIZE=of["SLURM_NTASKS"])
+    of.setdefault("MASTER_PORT", "29500")
+    if "MASTER_ADDR" not in of:
+        words = ["scontrol", "show", "hostnames", of["SLURM_NODELIST"]]
+        listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        of["MASTER_ADDR"] = listed.splitlines()[0]
+
+
 @contextmanager
 def launched(cfg: Config) -> Iterator[None]:
     """What a launcher's process needs around mmengine's own set-up; nothing without a launcher.
 
-    ``--launcher pytorch`` runs on a machine without a GPU too, on the gloo backend: mmengine would
-    pick a CUDA device there, for the process and for the wrapper. At the end the process group is
-    closed, since one left to the interpreter's exit aborts the process now and then.
+    ``--launcher pytorch`` and ``slurm`` run on a machine without a GPU too, on the gloo backend:
+    mmengine would pick a CUDA device there, for the process and for the wrapper. At the end the
+    process group is closed, since one left to the interpreter's exit aborts the process now and
+    then.
     """
-    if cfg.launcher == "pytorch" and get_device() == "cpu":
+    if cfg.launcher in ("pytorch", "slurm") and get_device() == "cpu":
+        if cfg.launcher == "slurm":
+            name_slurm_processes()
         torch.distributed.init_process_group(backend="gloo")
         cfg.setdefault(
             "model_wrapper_cfg",

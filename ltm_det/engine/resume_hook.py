@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from mmdet.registry import DATA_SAMPLERS, HOOKS
 from mmengine.dataset import InfiniteSampler
+from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from ltm_det.cpu import products
+
 STEP, DATA = 0, 1  # two streams of randomness: the training step and the loading of its batch
 KEPT = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn")
+PRODUCT = "ltm_det_cpu_product"  # of a checkpoint's meta: the way that linear layers took
 KEPT += ("multiprocessing_context", "generator", "prefetch_factor", "persistent_workers")
 
 
@@ -109,6 +114,9 @@ class ExactResumeHook(Hook):
     that keep no state outside the checkpoint. On a GPU also ``randomness.deterministic=True``,
     since some kernels add in any order. The number of loader workers may differ.
 
+    On a CPU all processes take the first's way through linear layers (:mod:`ltm_det.cpu.products`),
+    and a resumed run that of the checkpoint, since each way has last digits of its own.
+
     With an ``InfiniteSampler`` a resumed run skips to its place at once, where mmengine loads
     all the batches it has trained on a second time.
     """
@@ -116,6 +124,8 @@ class ExactResumeHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Gives an optimizer's moments of one number their parameter's shape: release 0.1.0 had
         parameters without a dimension, which are one-dimensional now."""
+        if getattr(runner, "_resume", False) and PRODUCT in checkpoint["meta"]:
+            products.settle(checkpoint["meta"][PRODUCT])
         optimizer = getattr(getattr(runner, "optim_wrapper", None), "optimizer", None)
         if optimizer is None or "optimizer" not in checkpoint:
             return
@@ -127,7 +137,15 @@ class ExactResumeHook(Hook):
                 if lone and shape == (1,):
                     state[name] = value.reshape(shape)
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if get_device() == "cpu":
+            checkpoint["meta"][PRODUCT] = products.way(torch.float32)
+
     def before_train(self, runner: Runner) -> None:
+        if get_device() == "cpu":
+            way = [products.way(torch.float32)]
+            broadcast_object_list(way)
+            products.settle(way[0])
         loop, loader = runner.train_loop, runner.train_loop.dataloader
         loader.dataset.__getitems__ = SeededFetch(loader.dataset, runner.seed, runner.rank)
         batches = fresh_batches(runner.cfg.train_dataloader, loader.dataset, runner.seed)

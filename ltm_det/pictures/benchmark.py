@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ltm_det.basics.files import whole
 from ltm_det.measure.benchmark import Entry
 from ltm_det.measure.benchmark_tables import name_of
 
@@ -63,8 +64,8 @@ def draw(
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=2 * columns)
     lines = textwrap.wrap(title, width=60 * columns)  # characters of this size on a panel
     figure.suptitle("\n".join(lines), fontsize="small")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    with whole(out) as part:
+        figure.savefig(part, dpi=120)
     return True
 
 
@@ -142,8 +143,8 @@ def draw_parts(rows: Sequence[Mapping[str, Any]], title: str, out: Path) -> None
         axes.set_xlabel(f"ms; {place}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
     figure.suptitle("\n".join(textwrap.wrap(title, 70)), fontsize=9)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    with whole(out) as part:
+        figure.savefig(part, dpi=150)
 
 
 def place_of(row: Mapping[str, Any]) -> str:

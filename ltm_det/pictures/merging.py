@@ -21,6 +21,7 @@ from mmdet.visualization import DetLocalVisualizer
 from torch import nn
 
 from ltm_det.backbones import MergeWatch
+from ltm_det.basics.files import whole
 from ltm_det.pictures.merge_views import Box, MergeView, borders, hues_apart, view_of, zoom
 from ltm_det.pictures.predictions import PANEL, enlarge
 
@@ -253,5 +254,5 @@ def draw_merging(
         at or default_targets(sample, targets, score_thr),
         (Path(path).name, f"{found or 'no'} detections over {score_thr:g}"),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    with whole(out) as part:
+        figure.savefig(part)

@@ -17,6 +17,8 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 from torch import nn
 
+from ltm_det.basics.files import whole
+
 PANEL = 320  # pixels that the longer side of a small image is enlarged to: labels stay legible
 
 
@@ -102,5 +104,5 @@ def contact_sheet(
         axis.set_title(f"ground truth  |  predicted, score over {score_thr:g}", fontsize=9)
     for axis in axes:
         axis.set_axis_off()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=100)
+    with whole(out) as part:
+        figure.savefig(part, dpi=100)

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from ltm_det.backbones import MergeWatch
 from ltm_det.backbones.common.weights import read_checkpoint, without_mergers
+from ltm_det.basics.files import whole
 from ltm_det.engine.bottleneck import Bottleneck
 from ltm_det.engine.instances import instance_boxes, pool_boxes
 from ltm_det.measure.flops import aligned, build_backbone, build_detector, dense_twin
@@ -200,8 +201,8 @@ def draw(measured: dict[str, dict[str, Summaries]], title: str, out: Path) -> No
     handles, labels = axes[-1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(title, fontsize=10)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    with whole(out) as part:
+        figure.savefig(part, dpi=120)
 
 
 def bars(axis: Axes, heights: dict[str, list[float]]) -> None:

@@ -7,6 +7,7 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ltm_det.basics.files import whole
 from ltm_det.studies.comparison import DENSE
 from ltm_det.studies.comparison_tables import REFERENCES, Summary
 
@@ -86,8 +87,8 @@ def draw(found: Sequence[Summary], panels: Sequence[tuple[str, ...]], out: Path)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
     title = "Means over seeds, bars from least to most; points of equal cost lie side by side"
     figure.suptitle(title, fontsize="medium")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    with whole(out) as part:
+        figure.savefig(part, dpi=120)
     return True
 
 

@@ -13,6 +13,8 @@ from statistics import mean
 
 from mmengine.config import Config
 
+from ltm_det.basics.files import whole
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Where commands run and their paths start: a checkout, or without one where one is.
 ROOT = CHECKOUT if (CHECKOUT / "tools").is_dir() else Path.cwd()
@@ -122,13 +124,10 @@ def read_rows(path: Path) -> list[dict[str, object]]:
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Writes a table, whole or not at all, so that an interruption loses no rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "w", newline="") as file:
+    with whole(path) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    part.replace(path)
 
 
 def commit() -> str:

@@ -18,6 +18,7 @@ from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, Dataset
 
+from ltm_det.cpu import products
 from ltm_det.engine.resume_hook import ExactResumeHook, NumberedBatches, seed_everything
 
 LENGTH = 12
@@ -225,3 +226,22 @@ def test_moments_of_numbers_that_had_no_dimension():
         assert torch.equal(one.data.reshape(other.shape), other.data)
         assert after.state[other]["exp_avg"].shape == other.shape
         assert after.state[other]["step"].ndim == 0
+
+
+def test_a_resumed_run_takes_the_way_through_linear_layers_that_it_took(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.delenv(products.VARIABLE, raising=False)
+    ways = []
+    for resume, faster in ((False, products.BLAS), (True, products.ONEDNN)):
+        products.settle(None)
+        monkeypatch.setattr(products, "_faster", lambda faster=faster: faster)
+        run(tmp_path, ITERS | dict(max_iters=30 if resume else 20), resume=resume)
+        ways.append(products.way(torch.float32))
+    products.settle(None)
+    assert ways == [products.BLAS, products.BLAS]
+
+
+def test_no_way_but_the_two(monkeypatch) -> None:
+    with pytest.raises(ValueError, match="'cublas'"):
+        products.settle("cublas")

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 import ltm_det  # noqa: E402, F401  first: it makes mmdet's models importable
 
 # isort: split
+from ltm_det.basics.files import write_text  # noqa: E402
 from ltm_det.engine.preflight import load_config  # noqa: E402
 from ltm_det.measure.flops import compare  # noqa: E402
 from ltm_det.studies.runs import (  # noqa: E402
@@ -234,7 +235,7 @@ def main() -> None:
             rows.append(run.result() | settings)
             rows = in_order(rows)
             write_rows(args.out, COLUMNS, rows)
-            args.out.with_suffix(".md").write_text(summary(rows))
+            write_text(args.out.with_suffix(".md"), summary(rows))
             print({name: run.result()[name] for name in ("variant", "seed", *METRICS, "minutes")})
         if not args.bottleneck:
             return
@@ -248,7 +249,7 @@ def main() -> None:
             rows += [row | dict(commit=settings["commit"]) for row in run.result()]
             rows = in_order(rows)
             write_rows(out, IB_COLUMNS, rows)
-            out.with_suffix(".md").write_text(bottleneck_summary(rows))
+            write_text(out.with_suffix(".md"), bottleneck_summary(rows))
 
 
 if __name__ == "__main__":
