@@ -68,9 +68,8 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
-    hooks = cfg.get("custom_hooks") or []
-    if not any(hook["type"] == "ExactResumeHook" for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type="ExactResumeHook")]
+    for own in preflight.OWN_HOOKS:
+        preflight.add_hook(cfg, own)
 
 
 def train(args: argparse.Namespace) -> None:

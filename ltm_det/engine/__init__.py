@@ -3,6 +3,7 @@
 Registers its hooks and constructors of optimisers.
 """
 
+from ltm_det.engine.explosion_hook import ExplosionError, ExplosionGuardHook
 from ltm_det.engine.ib_hook import IBHook
 from ltm_det.engine.layer_decay import LayerDecayConstructor
 from ltm_det.engine.merger_loss_hook import MergerLossHook
@@ -11,6 +12,8 @@ from ltm_det.engine.resume_hook import ExactResumeHook
 
 __all__ = [
     "ExactResumeHook",
+    "ExplosionError",
+    "ExplosionGuardHook",
     "IBHook",
     "LayerDecayConstructor",
     "MergerLossHook",
