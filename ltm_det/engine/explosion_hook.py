@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from ltm_det.basics.errors import InputError
@@ -92,6 +93,8 @@ class ExplosionGuardHook(Hook):
         for wrapper in _wrappers(runner):
             if _scales(wrapper):
                 self.posts.append(wrapper.optimizer.register_step_post_hook(self._updated))
+            elif _clips_by_norm(wrapper):
+                wrapper.clip_func = self._clip
             wrapper.step = partial(self._step, wrapper, wrapper.step)
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
@@ -103,6 +106,8 @@ class ExplosionGuardHook(Hook):
             self.posts.pop().remove()
         for wrapper in _wrappers(runner):
             del wrapper.step
+            if wrapper.clip_grad_kwargs and wrapper.clip_func == self._clip:
+                wrapper.clip_func = clip_grad_norm_
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
                 del hook._save_checkpoint, hook._save_best_checkpoint
@@ -164,12 +169,20 @@ class ExplosionGuardHook(Hook):
             step(**options)
             return
         parameters = [p for group in wrapper.param_groups for p in group["params"]]
-        total = explosion.norms([p.grad for p in parameters if p.grad is not None]).norm()
-        if not _of_all(not math.isfinite(total.item())):
+        self.norm = explosion.norms([p.grad for p in parameters if p.grad is not None]).norm()
+        if not _of_all(not math.isfinite(self.norm.item())):
             step(**options)
             return
         given = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         self.faults.append(explosion.gradients_told(not_finite(given), len(given)))
+
+    def _clip(
+        self, parameters: Sequence[Tensor], max_norm: float, norm_type: float = 2.0, **options: Any
+    ) -> Tensor:
+        """In the place of torch's own, which would reckon the norm a second time."""
+        factor = (max_norm / (self.norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([p.grad for p in parameters], factor)
+        return self.norm
 
     def _updated(self, optimizer: Optimizer, args: Any, options: Any) -> None:
         """After an update, which a fused optimizer leaves out itself, as the scaler tells it."""
@@ -263,6 +276,12 @@ def _scales(wrapper: OptimWrapper) -> bool:
     """Whether it has a loss scaler, which looks at gradients and leaves updates out."""
     scaler = getattr(wrapper, "loss_scaler", None)
     return scaler is not None and scaler.is_enabled()
+
+
+def _clips_by_norm(wrapper: OptimWrapper) -> bool:
+    """Whether it clips gradients by the norm that the guard reckons too."""
+    given = wrapper.clip_grad_kwargs
+    return bool(given) and wrapper.clip_func is clip_grad_norm_ and given.get("norm_type", 2) == 2
 
 
 def _start(runner: Runner) -> str:

@@ -18,7 +18,6 @@ from mmengine.config import Config
 from torch import nn
 
 from ltm_det.backbones.common.weights import share_weights
-from ltm_det.basics.finite import check_finite
 from ltm_det.detectors import FAST
 from ltm_det.measure import peers
 from ltm_det.measure.benchmark_models import DENSE, MERGED, PEERS, model_config, our_type
@@ -134,9 +133,7 @@ def load_shared(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
     if missing or wrong:
         raise ValueError(f"the checkpoint is of another detector: {(missing or wrong)[:3]} ...")
-    shared = {k: v for k, v in state.items() if k in own}
-    check_finite(shared, "the checkpoint")
-    model.load_state_dict({**own, **shared})
+    model.load_state_dict({**own, **{k: v for k, v in state.items() if k in own}})
 
 
 @torch.no_grad()
