@@ -2,4 +2,7 @@
 
 _base_ = "./demo_ltm_swin_maskrcnn.py"
 # New centroids every 70 of the 700 iterations; the bound counts from 30 % of them on.
-custom_hooks = [dict(type="IBHook", weight=0.1, begin=0.3, interval=70)]
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type="IBHook", weight=0.1, begin=0.3, interval=70),
+]

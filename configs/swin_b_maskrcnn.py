@@ -2,6 +2,7 @@
 
 _base_ = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_amp-ms-crop-3x_coco.py"
 custom_imports = dict(imports=["ltm_det"])
+custom_hooks = [dict(type="ExplosionGuardHook")]
 weights = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
 model = dict(
     backbone=dict(

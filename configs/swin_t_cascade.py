@@ -5,6 +5,7 @@ Heads as in the published Swin results (arXiv 2103.14030): four convolutions, Sy
 
 _base_ = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_amp-ms-crop-3x_coco.py"
 custom_imports = dict(imports=["ltm_det"])
+custom_hooks = [dict(type="ExplosionGuardHook")]
 head = dict(
     type="Shared4Conv1FCBBoxHead",
     in_channels=256,

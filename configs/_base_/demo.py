@@ -2,6 +2,7 @@
 
 _base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "mmdet::_base_/default_runtime.py"]
 custom_imports = dict(imports=["ltm_det"])
+custom_hooks = [dict(type="ExplosionGuardHook")]
 
 # Model. 112 pixels give grids of 28, 14 and 7 cells: whole windows of 7 in all stages but the last.
 image_size = 112

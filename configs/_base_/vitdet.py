@@ -2,6 +2,7 @@
 
 _base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "mmdet::common/lsj-100e_coco-instance.py"]
 custom_imports = dict(imports=["ltm_det"])
+custom_hooks = [dict(type="ExplosionGuardHook")]
 
 # Model
 image_size = 1024

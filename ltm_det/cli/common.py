@@ -11,6 +11,7 @@ from typing import Any
 
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import write_text
+from ltm_det.basics.finite import check_numbers
 from ltm_det.engine.preflight import is_local_main
 
 CONSOLE = "ltm-det"
@@ -69,8 +70,9 @@ def new_parser(text: str, example: str) -> argparse.ArgumentParser:
 
 
 def write_json(file: Path | None, result: Mapping[str, Any]) -> None:
-    """A command's figures, where --json names a file."""
+    """A command's figures, where --json names a file; JSON has neither NaN nor infinity."""
     if file is not None:
+        check_numbers(result, f"{file} is not written")
         write_text(file, json.dumps(result, indent=2) + "\n")
 
 

@@ -22,6 +22,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from ltm_det import deploy
+from ltm_det.basics.finite import check_finite, check_outputs, worst
 from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.deploy.detector import FORMATS as DETECTOR_FORMATS
 from ltm_det.deploy.detector import described
@@ -121,8 +122,8 @@ def check(model: nn.Module, args: argparse.Namespace, images: Tensor) -> bool:
     if args.part == "detector":
         return check_objects(run.raw(images), expected, size)
     found = run(images)
-    error = max(deploy.relative_errors(found, expected))
-    apart = max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
+    error = worst(deploy.relative_errors(found, expected))
+    apart = worst((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
     print(
         "{} x {}: largest difference {:.2g}, relative error {:.2g} of at most {}".format(
             *size, apart, error, TOLERANCE[args.dtype]
@@ -210,23 +211,27 @@ def run(args: argparse.Namespace) -> int:
         else:
             found = load_checkpoint(detector, args.checkpoint, map_location="cpu")
             meta = found.get("meta") or {}
+    check_finite(detector.state_dict(), args.checkpoint or args.config)
     height, width = args.shape
     image = torch.randn(1, 3, height, width)
     if args.image is not None:
         image = picture(args.image, detector, (height, width))
     images = [image]
+    with torch.no_grad():  # a detector's heads leave out what is NaN
+        check_outputs(detector.backbone(image), args.checkpoint or args.config)
     if args.part == "detector":
         model = deploy.WholeDetector(detector)
-        deploy.save_detector(
-            detector,
-            image,
-            args.out,
-            dtype=args.dtype,
-            classes=classes_of(cfg, meta),
-            calibration=calibration(args, detector),
-            dynamic=args.dynamic,
-            scale=scale_of(cfg),
-        )
+        with deploy.written(args.out, image) as part:
+            deploy.save_detector(
+                detector,
+                image,
+                part,
+                dtype=args.dtype,
+                classes=classes_of(cfg, meta),
+                calibration=calibration(args, detector),
+                dynamic=args.dynamic,
+                scale=scale_of(cfg),
+            )
         if args.dynamic:
             images.append(torch.randn(1, 3, height // 2 + 1, width // 3 + 1))
     else:
@@ -234,7 +239,8 @@ def run(args: argparse.Namespace) -> int:
         if args.dynamic:
             traced = torch.randn(2, 3, *deploy.sample_size(model))
             images.append(torch.randn(1, 3, height // 2 + 1, width // 3 + 1))
-        deploy.save(model, traced, args.out, args.dynamic, args.dtype)
+        with deploy.written(args.out, image) as part:
+            deploy.save(model, traced, part, args.dynamic, args.dtype)
     print(f"Written: {args.out}")
     # what a trace took for fixed shows at another size alone: so such a file is always checked
     if (args.check or args.dynamic) and not all([check(model, args, x) for x in images]):

@@ -13,6 +13,7 @@ from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
+from ltm_det.basics.finite import check_numbers
 from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
 from ltm_det.engine import preflight
 from ltm_det.studies.bottleneck import KINDS, as_table, draw, measure
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int | None:
                 args.beta,
                 get_device(),
             )
+            check_numbers(dict(zip(measured, summaries, strict=True)), f"the report of {name}")
             for rows, summary in zip(measured.values(), summaries, strict=True):
                 rows[name] = summary
     for beta, rows in measured.items():

@@ -17,7 +17,8 @@ from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
-from ltm_det.backbones.common.weights import read_checkpoint
+from ltm_det.backbones.common.weights import read_checkpoint, without_mergers
+from ltm_det.basics.finite import check_finite
 from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
 from ltm_det.conversion.search import (
     PARTS,
@@ -114,6 +115,7 @@ def run(args: argparse.Namespace) -> int | None:
     preflight.check_data(cfg, "train")
     preflight.check_checkpoint(args.checkpoint)
     checkpoint = read_checkpoint(args.checkpoint)
+    check_finite(without_mergers(checkpoint.get("state_dict", checkpoint)), args.checkpoint)
     weights = weights_file(args, checkpoint)
     for path in {str(args.out), weights} - {args.checkpoint}:
         if Path(path).exists() and not args.overwrite:

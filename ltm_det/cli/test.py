@@ -133,6 +133,7 @@ def test(args: argparse.Namespace) -> None:
     else:
         check_model(cfg.model)
         cfg.load_from = args.checkpoint
+        preflight.add_hook(cfg, "ExplosionGuardHook")
         if cfg.model.type in FAST.values():
             cfg.model.test_cfg.rcnn.setdefault("mask_format", mask_format(cfg, args))
     if args.show or args.show_dir:

@@ -68,9 +68,8 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
             )
         cfg.auto_scale_lr.enable = True
     use_safe_checkpoints(cfg)
-    hooks = cfg.get("custom_hooks") or []
-    if not any(hook["type"] == "ExactResumeHook" for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type="ExactResumeHook")]
+    for own in preflight.OWN_HOOKS:
+        preflight.add_hook(cfg, own)
 
 
 def train(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from mmdet.apis import init_detector
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
+from ltm_det.basics.finite import check_finite
 from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.engine import preflight
 from ltm_det.pictures.merging import (
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int | None:
     for path in args.images:
         read_image(path, args.at)
     model = init_detector(cfg, args.checkpoint, device=get_device())
+    check_finite(model.state_dict(), args.checkpoint)
     merge_points_of(model.backbone, args.points)
     for path, out in zip(args.images, outs):
         draw_merging(model, path, out, args.targets, args.at, args.points, args.score_thr)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from ltm_det.basics.finite import check_numbers
+
 STEPS = 200
 LEARNING_RATE = 0.02
 
@@ -164,10 +166,14 @@ def calibrate_if_better(
         student, teacher, batches: See :func:`calibrate`. The student is in evaluation mode.
         held_out: Other images, in batches.
         options: Of :func:`calibrate`.
+
+    Raises:
+        InputError: Maps are not finite before anything is fitted.
     """
     fitted = merger_parameters(student)
     start = [parameter.detach().clone() for parameter in fitted]
     before = relative_error(student, teacher, held_out)
+    check_numbers(dict(error=before), "the maps before calibration")
     losses = calibrate(student, teacher, batches, **options)
     after = relative_error(student, teacher, held_out)
     kept = math.isfinite(after) and after < before

@@ -13,6 +13,7 @@ from torch import nn
 
 from ltm_det.backbones.common.weights import read_checkpoint
 from ltm_det.basics.files import whole
+from ltm_det.basics.finite import check_finite
 from ltm_det.measure.flops import build_backbone, build_detector, dense_twin
 
 MERGED = {"SwinTransformer": "LTMSwin", "LTMSwin": "LTMSwin", "LTMViT": "LTMViT"}  # by dense type
@@ -71,7 +72,8 @@ def convert(cfg: Config, checkpoint: str, merger: Mapping[str, Any]) -> tuple[Co
         ``dataset_meta`` is the checkpoint's, as mmdet keeps it, or an empty dict.
 
     Raises:
-        ValueError: See :func:`merged_config`, or if the checkpoint does not fit the config.
+        ValueError: See :func:`merged_config`, or if the checkpoint does not fit the config, or has
+            NaN in it.
     """
     cfg = merged_config(cfg, merger)
     try:
@@ -85,6 +87,7 @@ def convert(cfg: Config, checkpoint: str, merger: Mapping[str, Any]) -> tuple[Co
         load_state_dict(detector, source.get("state_dict", source), strict=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{checkpoint} does not fit the config's detector: {error}") from error
+    check_finite(detector.state_dict(), checkpoint)
     meta = source.get("meta") or {}
     old = {key.lower(): meta[key] for key in ("CLASSES", "PALETTE") if key in meta}  # mmdet 2
     detector.dataset_meta = dict(meta.get("dataset_meta") or old)
@@ -119,7 +122,11 @@ def save_converted(cfg: Config, detector: nn.Module, out: Path) -> None:
         cfg: Of the merged detector.
         detector: See :func:`convert`.
         out: Of the checkpoint.
+
+    Raises:
+        InputError: Weights are not finite.
     """
+    check_finite(detector.state_dict(), f"{out} is not written")
     checkpoint, config = written_files(out)
     meta = dict(cfg=cfg.pretty_text, mmengine_version=mmengine.__version__)
     if getattr(detector, "dataset_meta", None):

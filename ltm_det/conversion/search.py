@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ltm_det.backbones.common.weights import without_mergers
 from ltm_det.basics.files import whole, write_text
+from ltm_det.basics.finite import check_numbers
 from ltm_det.conversion.convert import merged_config
 from ltm_det.conversion.ratio_search import BudgetError, Candidate, meet_budget
 from ltm_det.conversion.searched_detectors import SearchedDetectors
@@ -58,6 +59,8 @@ def search(args: argparse.Namespace, cfg: Config, checkpoint: Mapping[str, Any])
     dense, *each = found.costs([found.dense, *models], args.cost, shape, image)
     with tqdm(total=len(batches) * len(models), desc="measure") as bar:
         errors = found.errors(models, batches, bar.update)
+    measured = {f"{unit} {choice}": [a, b] for (unit, choice), a, b in zip(labels, each, errors)}
+    check_numbers(dict(dense=dense, **measured), "the search")
     units: dict[str, list[Candidate]] = {
         unit: [Candidate(0.0, 0.0, (unit, choices[0]))] for unit, choices in found.units.items()
     }
@@ -81,6 +84,7 @@ def search(args: argparse.Namespace, cfg: Config, checkpoint: Mapping[str, Any])
         ) from error
     chosen = [pick.label for pick in picks]
     (error,) = found.errors([found.model(chosen)], batches)
+    check_numbers(dict(cost=cost, error=error), "the search's choice")
     backbone = getattr(found.dense, "backbone", found.dense)
     return dict(
         dense_cost=dense,

@@ -6,6 +6,7 @@ from ltm_det.deploy.export import FORMATS, relative_errors, sample_size, save
 from ltm_det.deploy.exported_detector import ExportedDetector
 from ltm_det.deploy.predictor import Detections, Predictor, load
 from ltm_det.deploy.whole import WholeDetector
+from ltm_det.deploy.written import written
 
 __all__ = [
     "FORMATS",
@@ -19,4 +20,5 @@ __all__ = [
     "sample_size",
     "save",
     "save_detector",
+    "written",
 ]

@@ -6,6 +6,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from ltm_det.basics.finite import check_outputs
 from ltm_det.deploy.runtime import load_runner
 
 
@@ -22,11 +23,12 @@ class ExportedBackbone(BaseModule):
     Raises:
         ValueError: The file is a detector's.
         RuntimeError: When it is to be trained.
+        InputError: When there is NaN or infinity in the first maps that it gives.
     """
 
     def __init__(self, file: str | Path, threads: int | None = None) -> None:
         super().__init__()
-        self.file = str(file)
+        self.file, self.known = str(file), False  # known: to give numbers
         self.run, loaded = load_runner(file, threads)
         if loaded.about is not None:
             raise ValueError(f"{file} holds a whole detector: give it to ltm-det test itself")
@@ -35,7 +37,11 @@ class ExportedBackbone(BaseModule):
         """Images (B, 3, H, W) to the maps (B, C_i, H_i, W_i)."""
         if self.training:
             raise RuntimeError(f"{self.file} is an exported backbone: train the one it came from")
-        return self.run(x)
+        maps = self.run(x)
+        if not self.known:
+            check_outputs(maps, self.file)
+            self.known = True
+        return maps
 
     def extra_repr(self) -> str:
         return f"file={self.file}"

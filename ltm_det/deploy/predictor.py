@@ -14,6 +14,7 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor
 
+from ltm_det.basics.finite import check_outputs
 from ltm_det.deploy.runtime import Loaded, Runner, load_runner
 from ltm_det.detectors.masks import empty_rle, pasted_rle
 
@@ -116,7 +117,12 @@ class Predictor:
         self, found: Sequence[Tensor], scale: Sequence[float], size: tuple[int, int]
     ) -> Detections:
         """What the file found to objects on a picture of this ``size``, whose width and height are
-        those in the file by ``scale``."""
+        those in the file by ``scale``.
+
+        Raises:
+            InputError: There is NaN or infinity in what was found.
+        """
+        check_outputs(found, "the exported detector")
         boxes, scores, labels, *masks = found
         boxes = boxes / torch.tensor([*scale, *scale], dtype=boxes.dtype)
         limit = torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype)

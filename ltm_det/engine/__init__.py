@@ -3,6 +3,7 @@
 Registers its hooks and constructors of optimisers.
 """
 
+from ltm_det.engine.explosion_hook import ExplosionError, ExplosionGuardHook
 from ltm_det.engine.ib_hook import IBHook
 from ltm_det.engine.layer_decay import LayerDecayConstructor
 from ltm_det.engine.merger_loss_hook import MergerLossHook
@@ -12,6 +13,8 @@ from ltm_det.engine.safe_checkpoint_hook import SafeCheckpointHook
 
 __all__ = [
     "ExactResumeHook",
+    "ExplosionError",
+    "ExplosionGuardHook",
     "IBHook",
     "LayerDecayConstructor",
     "MergerLossHook",

@@ -38,6 +38,8 @@ Put the file where the config looks for it, name another one with
     --cfg-options model.backbone.init_cfg.checkpoint=FILE
 or switch pretraining off with
     --cfg-options model.backbone.init_cfg=None"""
+# What ltm-det train adds to a config's hooks; without effect on what is learned.
+OWN_HOOKS = ("ExactResumeHook", "ExplosionGuardHook")
 LOCAL_RANK = dict(
     none="LOCAL_RANK",
     pytorch="LOCAL_RANK",
@@ -95,6 +97,13 @@ def load_run_config(args: argparse.Namespace) -> Config:
     name = osp.splitext(osp.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", name)
     return cfg
+
+
+def add_hook(cfg: Config, kind: str) -> None:
+    """Adds one of our hooks, unless the config has it with settings of its own."""
+    hooks = cfg.get("custom_hooks") or []
+    if not any(str(hook["type"]).rpartition(".")[2] == kind for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type=kind)]
 
 
 def check_data(cfg: Config, *splits: str) -> None:

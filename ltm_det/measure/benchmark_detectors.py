@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
+from ltm_det.basics.finite import check_finite
 from ltm_det.engine import preflight
 from ltm_det.measure.benchmark_tables import detector_rows, detector_table
 from ltm_det.measure.detector_forms import EAGER, FORMS
@@ -48,6 +49,7 @@ def measure_detectors(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
         preflight.check_checkpoint(args.checkpoint)
         state = CheckpointLoader.load_checkpoint(args.checkpoint, map_location="cpu")
         state = state.get("state_dict", state)
+        check_finite(state, args.checkpoint)
     detectors, rows = build_detectors(cfg, args.models, args.device, state), []
     for shape, batch in product(args.shape, args.batch):
         images = torch.randint(0, 256, (batch, 3, *shape), dtype=torch.uint8)

@@ -13,6 +13,7 @@ from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from ltm_det.backbones.common.weights import share_weights
+from ltm_det.basics.finite import worst
 from ltm_det.measure import peers
 from ltm_det.measure.flops import build_backbone
 from ltm_det.merging import MERGERS
@@ -137,4 +138,4 @@ def difference(a: nn.Module, b: nn.Module, shape: tuple[int, int]) -> float:
     pairs = list(zip(a(image), b(image), strict=True))
     if any(x.shape != y.shape for x, y in pairs):
         return float("inf")
-    return max(((x - y).abs().max() / x.abs().max()).item() for x, y in pairs)
+    return worst(((x - y).abs().max() / x.abs().max()).item() for x, y in pairs)

@@ -18,6 +18,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from ltm_det.basics.files import whole
+from ltm_det.basics.finite import check_finite
 
 PANEL = 320  # pixels that the longer side of a small image is enlarged to: labels stay legible
 
@@ -90,6 +91,7 @@ def contact_sheet(
         device: Where the detector runs.
     """
     model = init_detector(cfg, checkpoint, device=device)
+    check_finite(model.state_dict(), checkpoint)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     visualizer = DetLocalVisualizer(line_width=2, alpha=0.5)
     visualizer.dataset_meta = dataset.metainfo

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from ltm_det.backbones import MergeWatch
 from ltm_det.backbones.common.weights import read_checkpoint, without_mergers
 from ltm_det.basics.files import whole
+from ltm_det.basics.finite import check_finite
 from ltm_det.engine.bottleneck import Bottleneck
 from ltm_det.engine.instances import instance_boxes, pool_boxes
 from ltm_det.measure.flops import aligned, build_backbone, build_detector, dense_twin
@@ -86,6 +87,7 @@ def load_detector(cfg: Config, kind: str, checkpoint: str | None, device: str) -
             load_state_dict(model, weights, strict=True)
         except RuntimeError as error:
             raise ValueError(f"{checkpoint} does not fit the config's detector: {error}") from error
+        check_finite(model.state_dict(), checkpoint)
     return model.to(device).eval()
 
 

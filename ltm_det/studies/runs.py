@@ -14,6 +14,8 @@ from statistics import mean
 from mmengine.config import Config
 
 from ltm_det.basics.files import whole
+from ltm_det.basics.finite import check_numbers
+from ltm_det.engine.preflight import OWN_HOOKS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Where commands run and their paths start: a checkout, or without one where one is.
@@ -63,6 +65,7 @@ def last_metrics(work_dir: Path) -> dict[str, float]:
 
     Raises:
         FileNotFoundError: There is none.
+        InputError: An AP is NaN.
     """
     # Of a training, and of a test; a run's folder is named by its time.
     logs = [*work_dir.glob("*/vis_data/scalars.json"), *work_dir.glob("*/[0-9]*.json")]
@@ -70,7 +73,9 @@ def last_metrics(work_dir: Path) -> dict[str, float]:
         for line in reversed(log.read_text().splitlines()):
             values = json.loads(line)
             if "coco/bbox_mAP" in values:
-                return {name: values[f"coco/{name}"] for name in METRICS}
+                found = {name: values[f"coco/{name}"] for name in METRICS}
+                check_numbers(found, f"the evaluation in {log}")
+                return found
     raise FileNotFoundError(f"no evaluation is logged under {work_dir}")
 
 
@@ -100,7 +105,7 @@ def trained(folder: Path, cfg: Config) -> bool:
 def recipe(cfg: Config) -> dict[str, object]:
     """What makes a training what it is, wherever its data and its folders lie."""
     parts = {key: cfg.get(key) for key in RECIPE}
-    hooks = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] != "ExactResumeHook"]
+    hooks = [hook for hook in cfg.get("custom_hooks") or [] if hook["type"] not in OWN_HOOKS]
     start = Path(cfg.get("load_from") or "").parts[-2:]
     return parts | dict(hooks=hooks, start=start, batch=cfg.train_dataloader.batch_size)
 
