@@ -3,6 +3,7 @@
 Registers its hooks and constructors of optimisers.
 """
 
+from ltm_det.engine.distill_hook import DistillHook
 from ltm_det.engine.ib_hook import IBHook
 from ltm_det.engine.layer_decay import LayerDecayConstructor
 from ltm_det.engine.merger_loss_hook import MergerLossHook
@@ -10,6 +11,7 @@ from ltm_det.engine.preflight import PreflightError
 from ltm_det.engine.resume_hook import ExactResumeHook
 
 __all__ = [
+    "DistillHook",
     "ExactResumeHook",
     "IBHook",
     "LayerDecayConstructor",
