@@ -16,3 +16,4 @@ if find_spec("mmdet") is not None:
 
     # For their side effect: they register with mmdet.
     from ltm_det import backbones, deploy, detectors, engine, necks  # noqa: F401
+    from ltm_det.prediction import Detector  # noqa: F401

@@ -134,6 +134,15 @@ def test_bottleneck_in_a_config(tmp_path: Path) -> None:
     assert HOOKS.build(hook).weight == 0.1
 
 
+def test_a_teacher_in_a_config(tmp_path: Path) -> None:
+    (text,) = {block for block in code_blocks("python") if "DistillHook" in block}
+    base, rest = text.split("\n", 1)
+    assert base.startswith("_base_ = ")
+    (tmp_path / "mine.py").write_text(rest)
+    (hook,) = Config.fromfile(tmp_path / "mine.py").custom_hooks
+    assert HOOKS.build(hook).file == "work_dirs/dense/iter_700.pth"
+
+
 def test_a_file_in_the_backbones_place(tmp_path: Path) -> None:
     backbone = config_with("ExportedBackbone", tmp_path).model.backbone
     assert backbone == dict(type="ExportedBackbone", file="work_dirs/ltm_swin_s.xml")

@@ -19,7 +19,7 @@ LAYERS = (
     ("cpu",),
     ("backbones", "necks", "detectors"),
     ("engine", "datasets", "deploy"),
-    ("measure",),
+    ("measure", "prediction"),
     ("conversion",),
     ("studies", "pictures"),
     ("cli",),

@@ -11,6 +11,7 @@ COMMANDS = {
     "demo-data": "make a small COCO data set, of handwritten digits on photographs",
     "train": "train a detector",
     "test": "box and mask AP of a checkpoint, or of an exported file",
+    "predict": "find objects on pictures, in folders and in videos",
     "draw": "draw what a detector finds beside the truth",
     "convert": "turn a trained detector into a merged one, without training",
     "search": "find ratios, and a lean recipe, for a budget of GMACs or time",

@@ -14,6 +14,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ltm_det.basics.finite import check_numbers
+from ltm_det.engine.distill_hook import map_errors
 
 STEPS = 200
 LEARNING_RATE = 0.02
@@ -36,18 +37,8 @@ class Calibrated(NamedTuple):
 
 
 def map_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Mean over output maps of |s - t|^2 / |t - mean(t)|^2, each channel with its own mean.
-
-    Zero for equal maps, 1 for maps that are the teacher's channels' means everywhere.
-
-    Args:
-        student, teacher: Maps (B, C, H, W) of a backbone.
-    """
-    errors = []
-    for s, t in zip(student, teacher, strict=True):
-        spread = (t - t.mean((0, 2, 3), keepdim=True)).square().sum()
-        errors.append((s - t).square().sum() / spread.clamp(min=torch.finfo(t.dtype).tiny))
-    return torch.stack(errors).mean()
+    """Mean over output maps of :func:`ltm_det.engine.distill_hook.map_errors`."""
+    return map_errors(student, teacher).mean()
 
 
 @torch.no_grad()

@@ -4,46 +4,18 @@ Shapes: a picture of h x w pixels, of which the file takes H x W; K objects.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from pycocotools import mask as coco
 from torch import Tensor
 
 from ltm_det.basics.finite import check_outputs
+from ltm_det.deploy.detections import Detections
 from ltm_det.deploy.runtime import Loaded, Runner, load_runner
 from ltm_det.detectors.masks import empty_rle, pasted_rle
-
-
-@dataclass(frozen=True)
-class Detections:
-    """The objects on a picture, the best first."""
-
-    boxes: np.ndarray  # (K, 4), x1, y1, x2, y2 in the picture's pixels
-    scores: np.ndarray  # (K,)
-    labels: np.ndarray  # (K,), from 0
-    names: list[str] | None  # of the labels, (K,), where the file knows them
-    masks: list[dict[str, Any]] | None  # COCO's run lengths of each, of a detector that has masks
-    size: tuple[int, int]  # height and width of the picture
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    def bitmaps(self) -> np.ndarray:
-        """The masks as (K, h, w) of bool.
-
-        Raises:
-            ValueError: The detector has none.
-        """
-        if self.masks is None:
-            raise ValueError("the detector in this file has boxes alone, no masks")
-        if not self.masks:
-            return np.zeros((0, *self.size), bool)
-        return coco.decode(self.masks).transpose(2, 0, 1).astype(bool)
 
 
 def resized(image: np.ndarray, factor: float) -> np.ndarray:

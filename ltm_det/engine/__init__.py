@@ -3,6 +3,7 @@
 Registers its hooks and constructors of optimisers.
 """
 
+from ltm_det.engine.distill_hook import DistillHook
 from ltm_det.engine.explosion_hook import ExplosionError, ExplosionGuardHook
 from ltm_det.engine.ib_hook import IBHook
 from ltm_det.engine.layer_decay import LayerDecayConstructor
@@ -12,6 +13,7 @@ from ltm_det.engine.resume_hook import ExactResumeHook
 from ltm_det.engine.safe_checkpoint_hook import SafeCheckpointHook
 
 __all__ = [
+    "DistillHook",
     "ExactResumeHook",
     "ExplosionError",
     "ExplosionGuardHook",

@@ -1,0 +1,93 @@
+"""Training and validation data in COCO's form."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ltm_det.basics.errors import InputError
+from ltm_det.basics.files import write_text
+
+
+@dataclass(frozen=True)
+class Split:
+    """Annotations and the folder that their file names are relative to."""
+
+    coco: Mapping[str, Any]  # images, annotations, categories
+    images: Path
+    file: Path | None = None  # where the annotations lie in this very form
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Data of one form.
+
+    Attributes:
+        form: 'COCO', 'YOLO' or 'VOC'.
+        train: What is trained on.
+        val: What AP is computed on; None where the data have no such part.
+    """
+
+    form: str
+    train: Split
+    val: Split | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the categories, in the order of their ids."""
+        rows = sorted(self.train.coco["categories"], key=lambda row: row["id"])
+        return tuple(str(row["name"]) for row in rows)
+
+    @property
+    def masked(self) -> bool:
+        """Whether objects have masks, and not boxes alone."""
+        rows = self.train.coco["annotations"]
+        return any(row.get("segmentation") for row in rows)
+
+    def size(self) -> tuple[int, int]:
+        """Median longer and shorter side of the training pictures, in pixels."""
+        sides = [(row["width"], row["height"]) for row in self.train.coco["images"]]
+        return round(median(map(max, sides))), round(median(map(min, sides)))
+
+    def split(self, share: float) -> "OwnData":
+        """With a part for validation: its own, or so large a share of the training pictures.
+
+        Raises:
+            InputError: There are too few pictures to keep some.
+        """
+        if self.val is not None:
+            return self
+        images = self.train.coco["images"]
+        step = round(1 / share)
+        if len(images) < 2 * step:
+            raise InputError(
+                f"{len(images)} pictures without a part for validation are too few to keep every "
+                f"{step}th for it: give more, or a part of their own"
+            )
+        kept, rest = images[::step], [row for i, row in enumerate(images) if i % step]
+        train, val = (
+            replace(self.train, coco=of_images(self.train.coco, part), file=None)
+            for part in (rest, kept)
+        )
+        return replace(self, train=train, val=val)
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Annotation files of training and validation: the data's own, or new ones in a folder."""
+        assert self.val is not None
+        files = []
+        for name, part in (("train", self.train), ("val", self.val)):
+            file = part.file
+            if file is None:
+                file = folder / f"{name}.json"
+                write_text(file, json.dumps(part.coco))
+            files.append(file)
+        return files[0], files[1]
+
+
+def of_images(coco: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The annotations of some of the pictures."""
+    ids = {row["id"] for row in images}
+    rows = [row for row in coco["annotations"] if row["image_id"] in ids]
+    return {**coco, "images": list(images), "annotations": rows}
