@@ -9,6 +9,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.cli.own_data import add_options, check_options, use_own_data
 from ltm_det.engine import preflight
 from ltm_det.engine.resuming import disk_errors_named, resume, use_safe_checkpoints
 
@@ -20,7 +21,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of = parser.add_argument_group("what is trained")
     runs = parser.add_argument_group("the run")
     where = parser.add_argument_group("several processes")
-    of.add_argument("config", type=config_file, help="config file")
+    of.add_argument("config", type=config_file, nargs="?", help="config file")
     runs.add_argument("--work-dir", help="folder for logs and checkpoints")
     of.add_argument("--amp", action="store_true", help="train in mixed precision")
     of.add_argument(
@@ -44,9 +45,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="override settings of the config, such as train_dataloader.batch_size=4; "
         'lists as key="[a,b]", without white space',
     )
+    add_options(parser)
     where.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     where.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(words)
+    check_options(parser, args)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args
 
@@ -74,9 +77,12 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     cfg = preflight.load_run_config(args)
-    apply_options(cfg, args)
     local_main = preflight.is_local_main(args.launcher)
-    resume(cfg, args.resume, print if local_main else lambda words: None)
+    say = print if local_main else lambda words: None
+    if args.data is not None:
+        use_own_data(cfg, args, say)
+    apply_options(cfg, args)
+    resume(cfg, args.resume, say)
     if local_main:
         preflight.check_data(cfg, "train", "val")
         preflight.check_weights(cfg)

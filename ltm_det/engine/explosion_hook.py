@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 import torch
@@ -95,7 +95,8 @@ class ExplosionGuardHook(Hook):
                 self.posts.append(wrapper.optimizer.register_step_post_hook(self._updated))
             elif _clips_by_norm(wrapper):
                 wrapper.clip_func = self._clip
-            wrapper.step = partial(self._step, wrapper, wrapper.step)
+            # with what schedulers have put on it, which count its calls
+            wrapper.step = update_wrapper(partial(self._step, wrapper, wrapper.step), wrapper.step)
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
                 hook._save_checkpoint = partial(self._save, hook._save_checkpoint)
