@@ -134,3 +134,9 @@ def test_inferencer_runs_on_a_saved_checkpoint(tmp_path: Path) -> None:
     image = torch.randint(0, 255, (100, 90, 3), dtype=torch.uint8).numpy()
     result = inferencer(image, no_save_pred=True, return_datasamples=True)["predictions"][0]
     assert result.pred_instances.masks.shape[-2:] == (100, 90)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_is_guarded_against_explosion(path: Path) -> None:
+    """In mmdet's own training tool too."""
+    assert dict(type="ExplosionGuardHook") in Config.fromfile(path).custom_hooks
