@@ -250,6 +250,19 @@ def name_slurm_processes() -> None:
         of["MASTER_ADDR"] = listed.splitlines()[0]
 
 
+def join(backend: str) -> None:
+    """Joins the group of processes, after a restart under names of its own: torchrun's store keeps
+    the addresses of the processes that are gone, and to wait for those would take for ever."""
+    store, rank, size = next(torch.distributed.rendezvous("env://"))
+    store = torch.distributed.PrefixStore(f"start_{restarts()}", store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+
+def restarts() -> int:
+    """How often torchrun has started the run again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
 @contextmanager
 def launched(cfg: Config) -> Iterator[None]:
     """What a launcher's process needs around mmengine's own set-up; nothing without a launcher.
@@ -262,7 +275,7 @@ def launched(cfg: Config) -> Iterator[None]:
     if cfg.launcher in ("pytorch", "slurm") and get_device() == "cpu":
         if cfg.launcher == "slurm":
             name_slurm_processes()
-        torch.distributed.init_process_group(backend="gloo")
+        join("gloo")
         cfg.setdefault(
             "model_wrapper_cfg",
             dict(
@@ -272,6 +285,9 @@ def launched(cfg: Config) -> Iterator[None]:
                 find_unused_parameters=cfg.get("find_unused_parameters", False),
             ),
         )
+    elif cfg.launcher == "pytorch" and restarts():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        join(cfg.get("env_cfg", {}).get("dist_cfg", {}).get("backend", "nccl"))
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

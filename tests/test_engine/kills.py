@@ -23,6 +23,7 @@ from ltm_det.engine.checkpoints import POINTER, check_resumable, read
 from tests.test_engine.tiny_detector import base_config
 
 INTERVAL, ITERATIONS = 2, 60
+LOGS = "*/vis_data/scalars.json"
 STAGES = (
     "within the write",
     "before it is verified",
@@ -132,10 +133,14 @@ def ending(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def runs_still(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
 def losses(work_dir: Path) -> list[tuple[int, dict[str, float]]]:
     """Iteration and losses of each line of its logs; a kill leaves halves of lines."""
     rows = []
-    for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
+    for log in sorted(work_dir.glob(LOGS)):
         for line in log.read_text().splitlines():
             try:
                 row = json.loads(line)
@@ -185,15 +190,17 @@ def campaign(root: Path, folder: Path, keep: int, kills: int, seed: int = 0) -> 
     killed: list[str] = []
     resumed, runs, equal, furthest = 0, 0, 0, 0
     while len(killed) < kills or furthest < ITERATIONS:
-        if furthest in (0, ITERATIONS):
+        if furthest == ITERATIONS or not runs:
             furthest, runs = 0, runs + 1
         work_dir = folder / f"run{runs}"
-        before = furthest
+        before, logged = furthest, len(losses(work_dir))
         stage = next(stages) if len(killed) % 2 and len(killed) < kills else None
         log = folder / f"run{runs}.log"
         child = start(config, work_dir, log, stage, draw.choice((1, 1, 2)))
         if stage is None and len(killed) < kills:
-            time.sleep(draw.uniform(0.2, 0.5) * seconds)
+            while len(losses(work_dir)) == logged and runs_still(child):  # it is being built
+                time.sleep(0.02)
+            time.sleep(draw.uniform(0, 0.3) * seconds)
             os.kill(child, signal.SIGKILL)
         code = ending(child)
         assert code in (0, -signal.SIGKILL), f"exit code {code}, see {log}"

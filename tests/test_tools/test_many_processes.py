@@ -45,6 +45,7 @@ def losses(work_dir: Path) -> list[dict[int, dict[str, float]]]:
     runs = []
     for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
         rows = [json.loads(line) for line in log.read_text().splitlines()]
+        rows = [row for row in rows if "loss" in row]  # the others are of evaluations
         runs.append({r["step"]: {k: v for k, v in r.items() if "loss" in k} for r in rows})
     return runs
 
