@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ltm_det.basics.errors import InputError
 from ltm_det.merging import LTM, SHUT, Cues, Pool
 from ltm_det.merging.ltm import MASKS, SHARE_FLOOR, by_gram, by_merged
 from tests.test_merging.ltm_cases import DIM, PLAIN, build, cut, own_path
@@ -229,8 +230,8 @@ def test_unknown_update():
 
 @pytest.mark.parametrize("given", [{}, dict(update="learned")])
 def test_a_learned_update_has_no_bottleneck(given):
-    message = r"update='learned' has no options \['beta', 'clusters'\]"
-    with pytest.raises(TypeError, match=message):
+    message = r"update='learned' has no options \['beta', 'clusters'\]: .*'gradient'"
+    with pytest.raises(InputError, match=message):
         LTM(DIM, 7, 25, clusters=4, beta=1.0, **given)
 
 
