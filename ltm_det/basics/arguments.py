@@ -7,7 +7,6 @@ A rule takes an argument's name and value, and raises InputError, which says wha
 """
 
 import inspect
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, wraps
@@ -17,6 +16,8 @@ from typing import Any, TypeVar
 from ltm_det.basics.errors import InputError
 
 Rule = Callable[[str, Any], None]
+LARGEST = 2**31 - 1  # of whole numbers
+LARGEST_NUMBER = 3e38  # of float32, in which all is computed
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
@@ -25,8 +26,8 @@ def whole(least: int = 0, most: int | None = None) -> Rule:
     span = f"from {least} on" if most is None else f"from {least} to {most}"
 
     def rule(name: str, value: Any) -> None:
-        good = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-        if not good or (most is not None and value > most):
+        good = isinstance(value, Integral) and not isinstance(value, bool)
+        if not good or not least <= value <= (LARGEST if most is None else most):
             raise InputError(f"{name} must be a whole number {span}, got {value!r}")
 
     return rule
@@ -47,7 +48,7 @@ def number(
         text = text if above is None else f"must be finite and above {above}"
 
     def rule(name: str, value: Any) -> None:
-        good = is_number(value) and math.isfinite(value)
+        good = is_number(value) and abs(value) <= LARGEST_NUMBER  # not so for NaN
         good = good and (least is None or value >= least) and (above is None or value > above)
         if not (good and (most is None or value <= most) and (below is None or value < below)):
             kind = "" if is_number(value) else ", which is no number"

@@ -129,7 +129,7 @@ class LTM(Merger):
         update: 'learned' for a table U, 'gradient' for the bound's own gradient.
         affinity: k at the start, from 0 on; 0 leaves the term out.
         rounds: How often X~ and the mask are computed in turn, from 1 on.
-        detail: Channels of the tokens' own path as a share of C, from 0 on; 0 leaves it out.
+        detail: Channels of the tokens' own path as a share of C, from 0 to 100; 0 leaves it out.
         proportional: Whether attention among the merged tokens counts each one as often as it has
             sources, by the logarithm of its column of G, summed, added to the logits (as in ToMe,
             arXiv 2210.09461).
@@ -146,7 +146,7 @@ class LTM(Merger):
         update=choice(UPDATES),
         affinity=number(0),
         rounds=whole(1),
-        detail=number(0),
+        detail=number(0, most=100),
         proportional=flag,
     )
     def __init__(

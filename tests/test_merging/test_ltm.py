@@ -150,10 +150,12 @@ def test_bad_temperature(temperature):
         LTM(DIM, 7, 25, temperature=temperature)
 
 
-@pytest.mark.parametrize("name", ["affinity", "detail"])
+@pytest.mark.parametrize(
+    "name, allowed", [("affinity", "be finite and from 0 on"), ("detail", r"lie in \[0, 100\]")]
+)
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_bad_strengths(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be finite and from 0 on, got {value}"):
+def test_bad_strengths(name, allowed, value):
+    with pytest.raises(ValueError, match=f"{name} must {allowed}, got {value}"):
         LTM(DIM, 7, 25, **{name: value})
 
 

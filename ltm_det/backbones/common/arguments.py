@@ -3,14 +3,35 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ltm_det.basics.arguments import check, check_names, flag, optional, text
+from ltm_det.basics.arguments import (
+    arguments_of,
+    check,
+    check_names,
+    choice,
+    flag,
+    optional,
+    text,
+    whole,
+)
 from ltm_det.basics.errors import InputError
-from ltm_det.merging import build_merger, merger_options
+from ltm_det.merging import MERGERS, build_merger, merger_options
 
 # Options of ``merger`` that are a family's own, and none of the merger's.
 OWN = dict(LTMSwin=("scope", "dense_blocks"), LTMViT=("merge_at",))
 # Those that a backbone sets for each of its mergers.
 PLACE = ("dim", "window", "tokens", "chained", "depth")
+
+LARGEST_WINDOW = 128
+
+
+def window(name: str, value: Any) -> None:
+    """The side of a window, in tokens."""
+    whole(1)(name, value)
+    if value > LARGEST_WINDOW:
+        raise InputError(
+            f"{name}={value}: attention in a window of {value} x {value} tokens has {value}^4 "
+            f"logits: give at most {LARGEST_WINDOW}"
+        )
 
 
 def options_of(merger: Mapping[str, Any], family: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -28,6 +49,10 @@ def options_of(merger: Mapping[str, Any], family: str) -> tuple[dict[str, Any], 
             )
     if taken := [name for name in PLACE if name in options]:
         raise InputError(f"merger.{taken[0]} is what {family} sets itself: leave it out")
+    kind = options["type"]
+    choice(MERGERS)("merger type", kind)
+    known = {*OWN[family], "compression_ratio", "type", *arguments_of(MERGERS[kind])}
+    check_names(f"merger of type {kind!r}", options, known - {*PLACE})
     own = {key: options.pop(key) for key in ("compression_ratio", *OWN[family]) if key in options}
     build_merger(dim=1, window=1, tokens=1, **options)
     return own, options

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ltm_det.backbones.common.arguments import check_start, options_of
+from ltm_det.backbones.common.arguments import check_start, options_of, window
 from ltm_det.basics.arguments import choice, flag, many, number, optional, size, text, whole
 from ltm_det.basics.errors import InputError
 from ltm_det.compat.layers import check_activation, check_norm
@@ -16,8 +16,8 @@ RULES = dict(
     in_channels=whole(1),
     embed_dims=whole(1),
     patch_size=whole(1),
-    window_size=whole(1),
-    mlp_ratio=whole(1),
+    window_size=window,
+    mlp_ratio=whole(1, 1000),
     depths=many(whole(1)),
     num_heads=many(whole(1)),
     strides=many(whole(1)),

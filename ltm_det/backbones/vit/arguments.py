@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ltm_det.backbones.common.arguments import options_of
+from ltm_det.backbones.common.arguments import options_of, window
 from ltm_det.basics.arguments import flag, number, optional, size, whole
 from ltm_det.basics.errors import InputError
 from ltm_det.merging import check_ratio, kept_side
@@ -12,18 +12,18 @@ RULES = dict(
     embed_dims=whole(1),
     depth=whole(1),
     num_heads=whole(1),
-    mlp_ratio=number(above=0),
+    mlp_ratio=number(above=0, most=1000),
     patch_size=whole(1),
     in_channels=whole(1),
     qkv_bias=flag,
     pretrain_img_size=size,
     img_size=size,
-    window_size=whole(1),
+    window_size=window,
     use_abs_pos=flag,
     use_rel_pos=flag,
     prefix_tokens=whole(),
     final_norm=flag,
-    init_values=optional(number()),
+    init_values=optional(number(-1000, most=1000)),
     drop_rate=number(0, most=1),
     attn_drop_rate=number(0, most=1),
     drop_path_rate=number(0, below=1),
