@@ -10,6 +10,7 @@ from mmengine.device import get_device
 
 from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.engine import preflight
+from ltm_det.engine.building import building
 from ltm_det.pictures.merging import (
     MergingPictureError,
     draw_merging,
@@ -72,7 +73,8 @@ def run(args: argparse.Namespace) -> int | None:
     preflight.check_checkpoint(args.checkpoint)
     for path in args.images:
         read_image(path, args.at)
-    model = init_detector(cfg, args.checkpoint, device=get_device())
+    with building(cfg):
+        model = init_detector(cfg, args.checkpoint, device=get_device())
     merge_points_of(model.backbone, args.points)
     for path, out in zip(args.images, outs):
         draw_merging(model, path, out, args.targets, args.at, args.points, args.score_thr)

@@ -17,6 +17,8 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 from torch import nn
 
+from ltm_det.engine.building import building
+
 PANEL = 320  # pixels that the longer side of a small image is enlarged to: labels stay legible
 
 
@@ -87,8 +89,9 @@ def contact_sheet(
         score_thr: Predictions below this score are left out.
         device: Where the detector runs.
     """
-    model = init_detector(cfg, checkpoint, device=device)
-    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    with building(cfg):
+        model = init_detector(cfg, checkpoint, device=device)
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
     visualizer = DetLocalVisualizer(line_width=2, alpha=0.5)
     visualizer.dataset_meta = dataset.metainfo
     pairs = [draw_pair(visualizer, s, score_thr) for s in predict(model, dataset, number)]

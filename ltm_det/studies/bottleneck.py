@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from ltm_det.backbones import MergeWatch
 from ltm_det.backbones.common.weights import read_checkpoint, without_mergers
 from ltm_det.engine.bottleneck import Bottleneck
+from ltm_det.engine.building import building
 from ltm_det.engine.instances import instance_boxes, pool_boxes
 from ltm_det.measure.flops import aligned, build_backbone, build_detector, dense_twin
 
@@ -73,7 +74,8 @@ def load_detector(cfg: Config, kind: str, checkpoint: str | None, device: str) -
     cfg = variant(cfg, kind)
     set_random_seed(cfg.get("randomness", {}).get("seed") or 0)
     if checkpoint is None:
-        model = MODELS.build(cfg.model)
+        with building(cfg):
+            model = MODELS.build(cfg.model)
         model.init_weights()
     else:
         model = build_detector(cfg)
