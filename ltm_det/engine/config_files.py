@@ -27,20 +27,32 @@ def read_config(path: str) -> Config:
         Path(path).read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} is no config, but cannot be read as text: {error}") from error
+    if circle := circle_of(Path(path), ()):
+        names = " -> ".join(file.name for file in circle)
+        raise InputError(f"{path} inherits from itself, {names}: change a _base_ of these")
     try:
         return Config.fromfile(path)
     except FileNotFoundError:  # what it inherits from
         raise
-    except RecursionError as error:
-        raise InputError(
-            f"{path} inherits from itself, by way of other files perhaps: change a _base_ of theirs"
-        ) from error
     except SyntaxError as error:
         told = " ".join(str(error).split())
         raise InputError(f"{file_of(error, path)}: syntax error: {told}") from error
     except Exception as error:  # whatever a config's own code raises
         told = " ".join(str(error).split())
         raise InputError(f"{place_in(error, path)}: {type(error).__name__}: {told}") from error
+
+
+def circle_of(file: Path, before: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Files that name each other as ``_base_``, or none."""
+    file = file.resolve()
+    if file in before:
+        return (*before[before.index(file) :], file)
+    try:
+        bases = Config._get_base_files(str(file))
+    except Exception:  # reading it tells what is wrong
+        return ()
+    own = (file.parent / base for base in bases if "::" not in str(base))
+    return next(filter(None, (circle_of(base, (*before, file)) for base in own)), ())
 
 
 def file_of(error: BaseException, path: str) -> str:
