@@ -46,6 +46,12 @@ class Parser(argparse.ArgumentParser):
                 words.append(f"{action.option_strings[0]} {value.upper()}")
         return " ".join([*words, "[options]"])
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        try:
+            return super().parse_known_args(args, namespace)
+        except (ValueError, AssertionError, IndexError) as error:  # of mmengine's DictAction
+            self.error(f"settings are given as KEY=VALUE, lists as KEY=[a,b]: {error}")
+
     def format_usage(self) -> str:
         return f"usage: {self.brief()}\n"
 

@@ -21,6 +21,7 @@ from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.deploy.detector import FORMATS
 from ltm_det.detectors import FAST, check_lean
 from ltm_det.engine import preflight
+from ltm_det.engine.building import building
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py work_dirs/ltm_swin_s_maskrcnn/epoch_36.pth"
 
@@ -141,7 +142,7 @@ def test(args: argparse.Namespace) -> None:
     if preflight.is_local_main(args.launcher):
         preflight.check_checkpoint(args.checkpoint)
         preflight.check_data(cfg, "test")
-    with preflight.launched(cfg), preflight.network_errors_named(cfg):
+    with preflight.launched(cfg), preflight.network_errors_named(cfg), building(cfg):
         runner = build_runner(cfg, exported)
         if args.out is not None:
             runner.test_evaluator.metrics.append(WholeDump(out_file_path=args.out))

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.cli.own_data import add_options, check_options, use_own_data
 from ltm_det.engine import preflight
+from ltm_det.engine.building import building
 from ltm_det.engine.resuming import disk_errors_named, resume, use_safe_checkpoints
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py --amp"
@@ -87,7 +88,12 @@ def train(args: argparse.Namespace) -> None:
         preflight.check_data(cfg, "train", "val")
         preflight.check_weights(cfg)
         preflight.check_amp(cfg)
-    with preflight.launched(cfg), preflight.network_errors_named(cfg), disk_errors_named(cfg):
+    with (
+        preflight.launched(cfg),
+        preflight.network_errors_named(cfg),
+        disk_errors_named(cfg),
+        building(cfg),
+    ):
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         runner.train()
 

@@ -11,6 +11,7 @@ from mmengine.device import get_device
 from ltm_det.basics.finite import check_finite
 from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.engine import preflight
+from ltm_det.engine.building import building
 from ltm_det.pictures.merging import (
     MergingPictureError,
     draw_merging,
@@ -73,7 +74,8 @@ def run(args: argparse.Namespace) -> int | None:
     preflight.check_checkpoint(args.checkpoint)
     for path in args.images:
         read_image(path, args.at)
-    model = init_detector(cfg, args.checkpoint, device=get_device())
+    with building(cfg):
+        model = init_detector(cfg, args.checkpoint, device=get_device())
     check_finite(model.state_dict(), args.checkpoint)
     merge_points_of(model.backbone, args.points)
     for path, out in zip(args.images, outs):

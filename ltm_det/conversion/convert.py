@@ -76,12 +76,9 @@ def convert(cfg: Config, checkpoint: str, merger: Mapping[str, Any]) -> tuple[Co
             NaN in it.
     """
     cfg = merged_config(cfg, merger)
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)  # what mergers draw at their start is the same every time
-            detector = build_detector(cfg)
-    except TypeError as error:  # an option that the merger does not have
-        raise ValueError(f"merger={dict(merger)} does not fit: {error}") from error
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # what mergers draw at their start is the same every time
+        detector = build_detector(cfg)
     source = read_checkpoint(checkpoint)
     try:
         load_state_dict(detector, source.get("state_dict", source), strict=True)

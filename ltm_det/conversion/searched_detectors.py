@@ -30,6 +30,7 @@ from ltm_det.conversion.ratio_search import Label
 from ltm_det.conversion.searched_models import SearchedModels
 from ltm_det.detectors import FAST
 from ltm_det.detectors.recipes import name_of, parts_of
+from ltm_det.engine.building import building
 from ltm_det.measure.detectors import kind_of
 from ltm_det.measure.flops import count_macs, without_pretraining
 from ltm_det.measure.timing import interleaved
@@ -105,7 +106,8 @@ class SearchedDetectors:
         model = copy.deepcopy(self.cfg.model)
         model.lean = self.recipe(labels)
         torch.manual_seed(0)
-        built = MODELS.build(without_pretraining(model))
+        with building(self.cfg):
+            built = MODELS.build(without_pretraining(model))
         built.backbone = self.backbones.model(self.of_backbone(labels))
         backbone = {f"backbone.{k}": v for k, v in built.backbone.state_dict().items()}
         try:

@@ -6,6 +6,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from ltm_det.basics.arguments import checked, optional, whole
+from ltm_det.basics.errors import InputError
 from ltm_det.basics.finite import check_outputs
 from ltm_det.deploy.runtime import load_runner
 
@@ -21,17 +23,18 @@ class ExportedBackbone(BaseModule):
         threads: That its runtime may use; None: as many as it chooses.
 
     Raises:
-        ValueError: The file is a detector's.
+        InputError: The file is a detector's.
         RuntimeError: When it is to be trained.
         InputError: When there is NaN or infinity in the first maps that it gives.
     """
 
+    @checked(threads=optional(whole(1)))
     def __init__(self, file: str | Path, threads: int | None = None) -> None:
         super().__init__()
         self.file, self.known = str(file), False  # known: to give numbers
         self.run, loaded = load_runner(file, threads)
         if loaded.about is not None:
-            raise ValueError(f"{file} holds a whole detector: give it to ltm-det test itself")
+            raise InputError(f"{file} holds a whole detector: give it to ltm-det test itself")
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) to the maps (B, C_i, H_i, W_i)."""

@@ -13,6 +13,8 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ltm_det.basics.arguments import checked, optional, whole
+from ltm_det.basics.errors import InputError
 from ltm_det.deploy.predictor import Predictor, load, resized
 from ltm_det.detectors.masks import FORMATS
 
@@ -30,20 +32,21 @@ class ExportedDetector(BaseModel):
         mask_format: 'rle', COCO's run lengths, which CocoMetric takes, or 'bitmap', (K, H, W).
 
     Raises:
-        ValueError: It is a backbone's file, or there is no such format.
+        InputError: It is a backbone's file, or there is no such format.
     """
 
+    @checked(threads=optional(whole(1)))
     def __init__(
         self, file: str | Path, threads: int | None = None, mask_format: str = "rle"
     ) -> None:
         super().__init__()
         self.file = str(file)
         if mask_format not in FORMATS:
-            raise ValueError(f"mask_format={mask_format!r}: give one of {FORMATS}")
+            raise InputError(f"mask_format={mask_format!r}: give one of {FORMATS}")
         self.mask_format = mask_format
         predictor = load(file, threads)
         if not isinstance(predictor, Predictor):
-            raise ValueError(
+            raise InputError(
                 f"{file} holds no detector: write one with ltm-det export --part detector, or set "
                 "model.backbone to dict(_delete_=True, type='ExportedBackbone', file=FILE)"
             )

@@ -17,6 +17,8 @@ from mmdet.models import CascadeRCNN, FasterRCNN, MaskRCNN
 from mmdet.registry import MODELS
 from torch import Tensor
 
+from ltm_det.basics.arguments import checked
+from ltm_det.basics.errors import InputError
 from ltm_det.detectors.convolutions import use_fast_convolutions
 from ltm_det.detectors.lean import Recipe
 
@@ -36,11 +38,11 @@ def check_lean(model: Mapping[str, Any]) -> None:
     """That a detector's config asks for a lean recipe that there is.
 
     Raises:
-        ValueError: The detector has none, or the recipe is wrong.
+        InputError: The detector has none, or the recipe is wrong.
     """
     if "lean" in model and model["type"] not in FAST.values():
         own = [*FAST.values()]
-        raise ValueError(f"model.lean is of {own}, not of a {model['type']}: change model.type")
+        raise InputError(f"model.lean is of {own}, not of a {model['type']}: change model.type")
     Recipe.of(model.get("lean"))
 
 
@@ -66,6 +68,7 @@ class FastTwoStage:
         lean: A :class:`Recipe`, its arguments, or true for `LEAN`. None: all is computed.
     """
 
+    @checked()
     def __init__(
         self, *, rpn_head: Any, roi_head: Any, test_cfg: Any, lean: Any = None, **options: Any
     ) -> None:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from ltm_det.basics.arguments import checked, choice, is_number
+from ltm_det.basics.errors import InputError
 from ltm_det.detectors.convolutions import FastConv2d
 from ltm_det.detectors.rpn import FastRPNHead
 
@@ -34,7 +36,7 @@ class Recipe:
         masks: At most so many objects of an image have one. None: all.
 
     Raises:
-        ValueError: A value out of its range.
+        InputError: A value out of its range.
     """
 
     proposals: int | None = None
@@ -47,33 +49,33 @@ class Recipe:
         for name in ("proposals", "masks"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"lean.{name}={value!r}: give a whole number from 1, or None")
+                raise InputError(f"lean.{name}={value!r}: give a whole number from 1, or None")
         if self.rpn_finest not in FINEST:
-            raise ValueError(f"lean.rpn_finest={self.rpn_finest!r}: give one of {FINEST}")
+            raise InputError(f"lean.rpn_finest={self.rpn_finest!r}: give one of {FINEST}")
         for name in ("neck_finest", "mask_score"):
-            if type(getattr(self, name)) not in (int, float):
-                raise ValueError(f"lean.{name}={getattr(self, name)!r}: give a number")
+            if not is_number(getattr(self, name)):
+                raise InputError(f"lean.{name}={getattr(self, name)!r}: give a number")
         if not 0.5 <= self.neck_finest <= 1:
-            raise ValueError(f"lean.neck_finest={self.neck_finest}: give 0.5 to 1")
+            raise InputError(f"lean.neck_finest={self.neck_finest}: give 0.5 to 1")
         if not 0 <= self.mask_score <= 1:
-            raise ValueError(f"lean.mask_score={self.mask_score}: give 0 to 1")
+            raise InputError(f"lean.mask_score={self.mask_score}: give 0 to 1")
 
     @classmethod
     def of(cls, given: "Recipe | Mapping[str, Any] | bool | None") -> "Recipe":
         """From what a config says: true for `LEAN`, or the arguments that differ from all of it.
 
         Raises:
-            ValueError: An unknown argument, or a value out of its range.
+            InputError: An unknown argument, or a value out of its range.
         """
         if isinstance(given, Recipe):
             return given
         if given is None or isinstance(given, bool):
             return LEAN if given else cls()
         if not isinstance(given, Mapping):
-            raise ValueError(f"lean={given!r}: give True, None, or a dict")
+            raise InputError(f"lean={given!r}: give True, None, or a dict")
         known = [field.name for field in fields(cls)]
         if unknown := set(given) - set(known):
-            raise ValueError(f"lean has no {sorted(unknown)}: give some of {known}, or True")
+            raise InputError(f"lean has no {sorted(unknown)}: give some of {known}, or True")
         return cls(**given)
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,27 +96,27 @@ class Recipe:
         """An RPN head's config, with what it sees of the finest map.
 
         Raises:
-            ValueError: It is another head than mmdet's.
+            InputError: It is another head than mmdet's.
         """
         if self.rpn_finest == "whole":
             return cfg
         kind = str(cfg["type"]).removeprefix("mmdet.")
         if kind != "RPNHead":
-            raise ValueError(f"lean.rpn_finest={self.rpn_finest!r} is of an RPNHead, not a {kind}")
+            raise InputError(f"lean.rpn_finest={self.rpn_finest!r} is of an RPNHead, not a {kind}")
         return type(cfg)({**cfg, "type": "LeanRPNHead", "finest": self.rpn_finest})
 
     def change_neck(self, neck: nn.Module | None) -> None:
         """Its convolution of the finest map becomes a coarser one.
 
         Raises:
-            ValueError: There is no such convolution.
+            InputError: There is no such convolution.
         """
         if self.neck_finest == 1:
             return
         convs = getattr(neck, "fpn_convs", None)
         if not convs or not isinstance(getattr(convs[0], "conv", None), FastConv2d):
             kind = type(neck).__name__
-            raise ValueError(f"lean.neck_finest={self.neck_finest} is of an FPN, not a {kind}")
+            raise InputError(f"lean.neck_finest={self.neck_finest} is of an FPN, not a {kind}")
         coarse = CoarseConv2d.__new__(CoarseConv2d)
         coarse.__dict__.update(convs[0].conv.__dict__, grid=self.neck_finest)
         convs[0].conv = coarse
@@ -149,9 +151,10 @@ class LeanRPNHead(FastRPNHead):
         finest: 'half' or 'none'; weights are the same.
 
     Raises:
-        ValueError: Anchors are not of mmdet's ``AnchorGenerator``.
+        InputError: Anchors are not of mmdet's ``AnchorGenerator``.
     """
 
+    @checked(finest=choice(FINEST[1:]))
     def __init__(self, *args: Any, finest: str, anchor_generator: Any, **options: Any) -> None:
         self.finest = finest
         anchors = lean_anchors(anchor_generator, finest)
@@ -171,7 +174,7 @@ def lean_anchors(cfg: Any, finest: str) -> Any:
     Anchors keep their sizes; of a halved map they lie in the middle of four former ones.
     """
     if str(cfg["type"]).removeprefix("mmdet.") != "AnchorGenerator":
-        raise ValueError(f"lean.rpn_finest is of an AnchorGenerator, not a {cfg['type']}")
+        raise InputError(f"lean.rpn_finest is of an AnchorGenerator, not a {cfg['type']}")
     cfg = deepcopy(cfg)
     strides = list(cfg["strides"])
     sizes = list(cfg.get("base_sizes") or strides)

@@ -1,7 +1,6 @@
 """Measures the information bottleneck while a detector trains, and lowers it if asked to."""
 
 import inspect
-import math
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ltm_det.backbones.common.merge_points import MergeWatch
+from ltm_det.basics.arguments import checked, choice, many, number, optional, text, whole
+from ltm_det.basics.errors import InputError
 from ltm_det.engine.bottleneck import Bottleneck
 from ltm_det.engine.instances import instance_boxes, pool_boxes
 from ltm_det.merging import BottleneckStep
@@ -56,11 +57,23 @@ class IBHook(Hook):
         capacity: The most samples that are kept on each rank.
 
     Raises:
-        ValueError: On settings out of range, and a bound that is to be trained on validation data.
+        InputError: On settings out of range, and a bound that is to be trained on validation data.
     """
 
     priority = "NORMAL"
 
+    @checked(
+        source=choice(TAGS),
+        points=optional(many(text)),
+        weight=number(0),
+        begin=number(0, below=1),
+        interval=optional(whole(1)),
+        num_clusters=whole(2),
+        beta=number(above=0),
+        background=whole(),
+        crop=whole(1),
+        capacity=whole(1),
+    )
     def __init__(
         self,
         source: str = "train",
@@ -74,25 +87,9 @@ class IBHook(Hook):
         crop: int = 8,
         capacity: int = 8192,
     ) -> None:
-        if source not in TAGS:
-            raise ValueError(f"unknown source {source!r}: choose one of {sorted(TAGS)}")
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"weight must be finite and from 0 on, got {weight}")
         if weight and source == "val":
-            raise ValueError(f"weight={weight} needs source='train': samples to train on")
-        if not 0 <= begin < 1:
-            raise ValueError(f"begin={begin} must be a share of the iterations, in [0, 1)")
-        if not 0 < beta < math.inf:
-            raise ValueError(f"beta must be finite and above 0, got {beta}")
-        least = dict(num_clusters=2, background=0, crop=1, capacity=num_clusters)
-        given = dict(num_clusters=num_clusters, background=background, crop=crop, capacity=capacity)
-        if interval is not None:
-            least["interval"], given["interval"] = 1, interval
-        for name, value in given.items():
-            if not isinstance(value, int) or value < least[name]:
-                raise ValueError(
-                    f"{name} must be a whole number from {least[name]} on, got {value!r}"
-                )
+            raise InputError(f"IBHook: weight={weight} needs source='train': samples to train on")
+        whole(num_clusters)("IBHook: capacity", capacity)
         self.source, self.points = source, points
         self.weight, self.begin, self.interval = weight, begin, interval
         self.clusters, self.beta, self.capacity = num_clusters, beta, capacity
@@ -111,10 +108,10 @@ class IBHook(Hook):
         self.runner, self.detector = runner, model
         self.watch = MergeWatch(model.backbone, self.points)
         if not self.watch.names:
-            raise ValueError("the backbone merges nowhere: name the points to watch")
+            raise InputError("IBHook: the backbone merges nowhere: name the points to watch")
         loader = runner.cfg.get(f"{self.source}_dataloader")
         if loader is None:
-            raise ValueError(f"source={self.source!r}, but the config has no data for it")
+            raise InputError(f"IBHook: source={self.source!r}, but the config has no data for it")
         self.watch.__enter__()
         self.handle = model.register_forward_hook(self._after_forward, with_kwargs=True)
 

@@ -4,15 +4,20 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
 
 from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
+from ltm_det.basics.arguments import check_names, is_number
+from ltm_det.basics.errors import InputError
+
 EMBEDDING = re.compile(r"backbone\.(patch_embed|pos_embed|prefix_tokens)(\.|$)")
 BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
+# What paramwise_cfg may have: mmengine's rules, which passes over other names, and ours.
+PARAMWISE = {"layer_decay", "custom_keys", "bypass_duplicate", "bias_lr_mult", "bias_decay_mult"}
+PARAMWISE |= {"norm_decay_mult", "flat_decay_mult", "dwconv_decay_mult", "dcn_offset_lr_mult"}
 # What mmengine logs of each parameter.
 PER_PARAMETER = re.compile(r"paramwise_options -- |\S+ is skipped since its requires_grad=")
 
@@ -43,20 +48,21 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             are: ``lr_mult`` in ``custom_keys``, for one, multiplies the rate of the layer.
 
     Raises:
-        ValueError: ``layer_decay`` or ``lr`` is missing or out of range, or the model has no
+        InputError: ``layer_decay`` or ``lr`` is missing or out of range, or the model has no
             ``backbone.blocks``.
     """
 
     def _validate_cfg(self) -> None:
+        check_names("paramwise_cfg", self.paramwise_cfg, PARAMWISE)
         super()._validate_cfg()
         decay = self.paramwise_cfg.get("layer_decay")
-        if not isinstance(decay, Real) or not 0 < decay <= 1:
-            raise ValueError(
+        if not is_number(decay) or not 0 < decay <= 1:
+            raise InputError(
                 f"layer_decay={decay!r} must lie in (0, 1]: give it in paramwise_cfg, as "
                 "dict(layer_decay=0.7); 1 is no decay"
             )
         if self.base_lr is None:
-            raise ValueError(
+            raise InputError(
                 f"optimizer={self.optimizer_cfg} has no lr: name the rate of the last layer"
             )
 
@@ -92,7 +98,7 @@ def _depth(model: nn.Module) -> int:
     blocks = getattr(getattr(model, "backbone", None), "blocks", None)
     if blocks is None:
         kind = type(getattr(model, "backbone", model)).__name__
-        raise ValueError(
+        raise InputError(
             f"LayerDecayConstructor numbers layers by model.backbone.blocks, which {kind} lacks: "
             "leave out optim_wrapper.constructor and paramwise_cfg.layer_decay, or use LTMViT"
         )

@@ -1,7 +1,6 @@
 """Adds the losses of mergers themselves, such as LTMP's budget, to those of a detector."""
 
 import inspect
-import math
 from typing import Any
 
 from mmdet.registry import HOOKS
@@ -9,6 +8,9 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
+
+from ltm_det.basics.arguments import checked, number
+from ltm_det.basics.errors import InputError
 
 
 @HOOKS.register_module()
@@ -22,15 +24,14 @@ class MergerLossHook(Hook):
         weight: Above 0. LTMP's paper (arXiv 2307.10780) weighs its budget by 10.
 
     Raises:
-        ValueError: On a weight out of range, and in a run whose backbone has no such merger: one
+        InputError: On a weight out of range, and in a run whose backbone has no such merger: one
             without mergers as it begins, others at the first training iteration.
     """
 
     priority = "NORMAL"
 
+    @checked(weight=number(above=0))
     def __init__(self, weight: float = 10.0) -> None:
-        if not 0 < weight < math.inf:
-            raise ValueError(f"weight must be finite and above 0, got {weight}")
         self.weight = weight
 
     def __deepcopy__(self, memo: dict) -> "MergerLossHook":
@@ -64,8 +65,8 @@ class MergerLossHook(Hook):
         return output | losses
 
 
-def _no_loss(found: str) -> ValueError:
-    return ValueError(
+def _no_loss(found: str) -> InputError:
+    return InputError(
         f"MergerLossHook: {found}: take it out of custom_hooks, or choose a merger with a loss, "
         "such as LTMP"
     )

@@ -19,6 +19,8 @@ from mmengine.device import get_device
 from mmengine.utils import is_abs
 
 from ltm_det.basics.errors import InputError
+from ltm_det.engine.config_check import check_model
+from ltm_det.engine.config_files import override, read_config
 
 COCO_REMEDY = """\
 Put COCO 2017 where the config looks for it,
@@ -70,20 +72,24 @@ def is_local_main(launcher: str) -> bool:
 
 
 def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
-    """The config of a file, overridden by ``--cfg-options``.
+    """The config of a file, overridden by ``--cfg-options``, whose model fits together.
 
     Raises:
         PreflightError: The config file, or one it inherits from, is missing.
+        InputError: It cannot be read, an option does not fit it, or its model cannot be right.
     """
+    if osp.isdir(path):
+        raise PreflightError(f"{path} is a folder: give a config file in it")
     if not osp.isfile(path):
         raise PreflightError(
             f"no config file at {path}\nThe configs of this repository are in configs/"
         )
     try:
-        cfg = Config.fromfile(path)
+        cfg = read_config(path)
     except FileNotFoundError as error:
         raise PreflightError(f"{path} inherits from a missing file: {error}") from error
-    cfg.merge_from_dict(options or {})
+    override(cfg, options or {})
+    check_model(cfg)
     return cfg
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from ltm_det.backbones.common.weights import share_weights
 from ltm_det.detectors import FAST
+from ltm_det.engine.building import building
 from ltm_det.measure import peers
 from ltm_det.measure.benchmark_models import DENSE, MERGED, PEERS, model_config, our_type
 from ltm_det.measure.detector_forms import EAGER, FORMS, batch_of
@@ -99,7 +100,7 @@ def build_detectors(
         if name.endswith(LEAN_HEADS):
             own.lean = recipe
         own.backbone.init_cfg = None
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), building(cfg):
             torch.manual_seed(0)
             model = MODELS.build(own)
         built[name] = model.to(device).eval()

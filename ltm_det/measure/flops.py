@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltm_det.detectors.lean import Recipe
+from ltm_det.engine.building import building
 
 PROPOSALS = 1000
 MASK_ROIS = 100
@@ -209,13 +210,15 @@ def parameters(module: nn.Module) -> int:
 def build_detector(cfg: Config) -> nn.Module:
     """Builds the detector of a config with every pretrained checkpoint switched off."""
     init_default_scope(cfg.get("default_scope", "mmdet"))
-    return MODELS.build(without_pretraining(cfg.model))
+    with building(cfg):
+        return MODELS.build(without_pretraining(cfg.model))
 
 
 def build_backbone(cfg: Config) -> nn.Module:
     """Builds the backbone of a config's detector, without any pretrained checkpoint."""
     init_default_scope(cfg.get("default_scope", "mmdet"))
-    return MODELS.build(without_pretraining(cfg.model.backbone))
+    with building(cfg):
+        return MODELS.build(without_pretraining(cfg.model.backbone))
 
 
 def without_pretraining(node: object) -> object:

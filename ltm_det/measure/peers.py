@@ -19,6 +19,8 @@ from timm.models.vision_transformer_sam import Block
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwinTransformer
 
+from ltm_det.basics.errors import InputError
+
 # Arguments that say nothing of a forward pass, and those whose other values the peers lack.
 SILENT = {"init_cfg", "convert_weights", "frozen_stages", "norm_eval", "pretrained"}
 SWIN_LACKS = dict(patch_norm=True, use_abs_pos_embed=False, qk_scale=None, qkv_bias=True)
@@ -249,7 +251,7 @@ def check_options(peer: nn.Module, options: Mapping[str, Any], lacks: Mapping[st
     """Refuses an argument of our backbone that would make it differ from the peer."""
     for key, value in options.items():
         if key not in SILENT and not (key in lacks and value == lacks[key]):
-            raise ValueError(
+            raise InputError(
                 f"{type(peer).__name__} cannot have {key}={value!r}: leave it out of the "
                 "benchmark, or change the config"
             )

@@ -6,6 +6,8 @@ To add a method, write one file with a :class:`Merger` and name it in :data:`MER
 from collections.abc import Mapping
 from typing import Any
 
+from ltm_det.basics.arguments import choice
+from ltm_det.basics.errors import InputError
 from ltm_det.merging.base import NO_CUES, NO_MERGING, SHUT, Cues, Merger, Merging
 from ltm_det.merging.bottleneck import BottleneckStep
 from ltm_det.merging.dtem import DTEM
@@ -36,10 +38,9 @@ def build_merger(type: str, **options: Any) -> Merger:
     """Builds the merger named ``type`` (a key of :data:`MERGERS`).
 
     Raises:
-        ValueError: If there is no merger of that name.
+        InputError: If there is no merger of that name.
     """
-    if type not in MERGERS:
-        raise ValueError(f"unknown merger type {type!r}: choose one of {sorted(MERGERS)}")
+    choice(MERGERS)("merger type", type)
     return MERGERS[type](**options)
 
 
@@ -47,15 +48,15 @@ def merger_options(merger: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a backbone's ``merger`` argument, which has to be a dict with type and ratio.
 
     Raises:
-        ValueError: Names what is missing.
+        InputError: Names what is missing.
     """
     if not isinstance(merger, Mapping):
-        raise ValueError(
+        raise InputError(
             f"merger must be None or a dict with type and compression_ratio: {merger!r}"
         )
     missing = {"type", "compression_ratio"} - merger.keys()
     if missing:
-        raise ValueError(f"merger={dict(merger)} lacks {sorted(missing)}")
+        raise InputError(f"merger={dict(merger)} lacks {sorted(missing)}")
     return dict(merger)
 
 

@@ -10,9 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ltm_det.basics.arguments import checked, number
+from ltm_det.basics.errors import InputError
+
 # Added to the attention logits of a key that is to take no part: its exponential is zero in every
 # dtype, yet it is finite in float16, so that a window of such keys alone still has no NaN.
 SHUT = -3e4
+TEMPERATURE = number(above=0)  # what a softmax or sigmoid may be divided by
 
 
 class Cues(NamedTuple):
@@ -103,12 +107,13 @@ class Merger(nn.Module):
     reads: tuple[str, ...] = ()
     auxiliary_loss: Tensor | None = None
 
+    @checked()
     def __init__(
         self, dim: int, window: int, tokens: int, chained: bool = False, depth: float = 0.0
     ) -> None:
         super().__init__()
         if not 1 <= tokens <= window * window:
-            raise ValueError(
+            raise InputError(
                 f"a window of {window}x{window} tokens cannot be merged into {tokens}: "
                 f"keep between 1 and {window * window}"
             )

@@ -4,11 +4,10 @@ Shapes: ``*`` any leading dimensions, N tokens in a window, P kept tokens, C cha
 Y classes.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
+from ltm_det.basics.arguments import checked, number, whole
 from ltm_det.ib import assign, bound_gradient, class_cost, class_posterior, full_precision
 
 # A merged token that draws on next to nothing would get a step without bounds. m counts from here
@@ -38,13 +37,9 @@ class BottleneckStep(nn.Module):
         beta: Inverse temperature of the assignment, see :func:`ltm_det.ib.assign`.
     """
 
+    @checked(clusters=whole(2), classes=whole(2), beta=number(above=0))
     def __init__(self, dim: int, clusters: int = 32, classes: int = 11, beta: float = 10.0) -> None:
         super().__init__()
-        for name, value in dict(clusters=clusters, classes=classes).items():
-            if not isinstance(value, int) or value < 2:
-                raise ValueError(f"{name} must be a whole number from 2 on, got {value!r}")
-        if not 0 < beta < math.inf:
-            raise ValueError(f"beta must be finite and above 0, got {beta}")
         self.beta = beta
         self.centroids = nn.Parameter(torch.randn(clusters, dim))
         self.log_q = nn.Parameter(torch.randn(classes, clusters))  # up to a constant in each row

@@ -1,12 +1,12 @@
 """DTEM (Decoupled Token Embedding for Merging, arXiv 2412.10569)."""
 
-import math
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltm_det.merging.base import NO_CUES, Cues, Merging
+from ltm_det.basics.arguments import checked, whole
+from ltm_det.merging.base import NO_CUES, TEMPERATURE, Cues, Merging
 from ltm_det.merging.matching import (
     APART,
     Matching,
@@ -44,6 +44,7 @@ class DTEM(ToMe):
 
     reads = ()
 
+    @checked(embed_dims=whole(1), temperature=TEMPERATURE)
     def __init__(
         self,
         dim: int,
@@ -54,10 +55,6 @@ class DTEM(ToMe):
         **place: Any,
     ) -> None:
         super().__init__(dim, window, tokens, **place)
-        if not isinstance(embed_dims, int) or embed_dims < 1:
-            raise ValueError(f"embed_dims must be a whole number from 1 on, got {embed_dims!r}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be finite and above 0, got {temperature}")
         self.temperature = temperature
         self.head = nn.Linear(dim, min(embed_dims, dim))
 

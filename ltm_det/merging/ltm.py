@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltm_det.basics.arguments import checked, choice, flag, number, whole
+from ltm_det.basics.errors import InputError
 from ltm_det.ib import full_precision
 from ltm_det.merging.base import (
     NO_CUES,
+    TEMPERATURE,
     Cues,
     Merger,
     Merging,
@@ -126,16 +129,26 @@ class LTM(Merger):
         update: 'learned' for a table U, 'gradient' for the bound's own gradient.
         affinity: k at the start, from 0 on; 0 leaves the term out.
         rounds: How often X~ and the mask are computed in turn, from 1 on.
-        detail: Channels of the tokens' own path as a share of C, from 0 on; 0 leaves it out.
+        detail: Channels of the tokens' own path as a share of C, from 0 to 100; 0 leaves it out.
         proportional: Whether attention among the merged tokens counts each one as often as it has
             sources, by the logarithm of its column of G, summed, added to the logits (as in ToMe,
             arXiv 2210.09461).
-        bottleneck: With 'gradient', the options of :class:`.bottleneck.BottleneckStep`.
+        clusters, classes, beta: With 'gradient', of :class:`.bottleneck.BottleneckStep`; None for
+            its defaults.
     """
 
     area: Tensor
     step: Any  # U, or the module that computes it
 
+    @checked(
+        mask=choice(MASKS),
+        temperature=TEMPERATURE,
+        update=choice(UPDATES),
+        affinity=number(0),
+        rounds=whole(1),
+        detail=number(0, most=100),
+        proportional=flag,
+    )
     def __init__(
         self,
         dim: int,
@@ -150,22 +163,18 @@ class LTM(Merger):
         detail: float = 0.25,
         proportional: bool = True,
         depth: float = 0.0,
-        **bottleneck: Any,
+        clusters: int | None = None,
+        classes: int | None = None,
+        beta: float | None = None,
     ) -> None:
         super().__init__(dim, window, tokens, chained, depth)
-        if update not in UPDATES:
-            raise ValueError(f"unknown update {update!r}: choose one of {sorted(UPDATES)}")
+        given = dict(beta=beta, classes=classes, clusters=clusters)
+        bottleneck: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         if bottleneck and update == "learned":
-            raise TypeError(f"update='learned' has no options {sorted(bottleneck)}")
-        if mask not in MASKS:
-            raise ValueError(f"unknown mask {mask!r}: choose one of {sorted(MASKS)}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be finite and above 0, got {temperature}")
-        for name, value in dict(affinity=affinity, detail=detail).items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and from 0 on, got {value}")
-        if not isinstance(rounds, int) or rounds < 1:
-            raise ValueError(f"rounds must be a whole number from 1 on, got {rounds!r}")
+            raise InputError(
+                f"LTM: update='learned' has no options {sorted(bottleneck)}: they are of "
+                "update='gradient'"
+            )
         self.mask = mask
         self.proportional = proportional
         self.update = update

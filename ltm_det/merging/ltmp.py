@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltm_det.basics.arguments import checked
 from ltm_det.ib import full_precision
-from ltm_det.merging.base import NO_CUES, Cues, Merging
+from ltm_det.merging.base import NO_CUES, TEMPERATURE, Cues, Merging
 from ltm_det.merging.matching import (
     Matching,
     alternate,
@@ -56,12 +57,11 @@ class LTMP(ToMe):
 
     reads = ("keys", "received")
 
+    @checked(temperature=TEMPERATURE)
     def __init__(
         self, dim: int, window: int, tokens: int, temperature: float = 0.1, **place: Any
     ) -> None:
         super().__init__(dim, window, tokens, **place)
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be finite and above 0, got {temperature}")
         self.temperature = temperature
         self.merge_threshold = nn.Parameter(torch.tensor([0.9]))
         self.prune_threshold = nn.Parameter(torch.tensor([0.0]))

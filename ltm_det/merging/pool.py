@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltm_det.basics.arguments import checked
 from ltm_det.merging.base import NO_CUES, Cues, Merger, Merging, matrix_merging
 from ltm_det.merging.pooling import pooling_matrix
 
@@ -14,6 +15,7 @@ class Pool(Merger):
 
     area: Tensor
 
+    @checked()
     def __init__(self, dim: int, window: int, tokens: int, **place: Any) -> None:
         super().__init__(dim, window, tokens, **place)
         area = pooling_matrix(window, tokens).to(torch.get_default_dtype())

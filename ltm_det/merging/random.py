@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ltm_det.basics.arguments import checked, whole
 from ltm_det.merging.base import NO_CUES, Cues, Merger, Merging, matrix_merging
 
 
@@ -22,6 +23,7 @@ class Random(Merger):
     keeps_grid = False
     groups: Tensor
 
+    @checked(seed=whole(-(2**63), 2**64 - 1))  # what torch takes
     def __init__(self, dim: int, window: int, tokens: int, seed: int = 0, **place: Any) -> None:
         super().__init__(dim, window, tokens, **place)
         n = window * window

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
+
+from ltm_det.basics.arguments import is_number
+from ltm_det.basics.errors import InputError
 
 Ratios = float | Sequence[float | Sequence[float]]
 DenseBlocks = int | Sequence[int | Sequence[int]] | None
@@ -20,9 +22,9 @@ def kept_side(ratio: float, window: int) -> int:
 
 
 def check_ratio(ratio: float, where: str = "") -> float:
-    """The ratio itself; ValueError where it is no number in (0, 1]."""
-    if not (isinstance(ratio, Real) and not isinstance(ratio, bool) and 0 < ratio <= 1):
-        raise ValueError(
+    """The ratio itself; InputError where it is no number in (0, 1]."""
+    if not (is_number(ratio) and 0 < ratio <= 1):
+        raise InputError(
             f"compression_ratio must lie in (0, 1] (it is the kept fraction), got {ratio!r}{where}"
         )
     return ratio
@@ -43,7 +45,7 @@ def ratio_schedule(
             blocks and more.
 
     Raises:
-        ValueError: On a ratio outside (0, 1], a schedule of the wrong length, a block that is not
+        InputError: On a ratio outside (0, 1], a schedule of the wrong length, a block that is not
             there.
     """
     per_stage = _per_stage("compression_ratio", compression_ratio, depths)
@@ -62,7 +64,7 @@ def _per_stage(name: str, value: Any, depths: Sequence[int]) -> list:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return [value] * len(depths)  # whether it is a good one is checked block by block
     if len(value) != len(depths):
-        raise ValueError(
+        raise InputError(
             f"{name}={value} has {len(value)} entries for {len(depths)} stages: "
             "give one number, or one entry per stage"
         )
@@ -75,7 +77,7 @@ def _block_ratios(ratio: float | Sequence[float], depth: int, stage: int) -> lis
     else:
         ratios = [ratio] * depth
     if len(ratios) != depth:
-        raise ValueError(
+        raise InputError(
             f"compression_ratio of stage {stage} has {len(ratios)} entries for {depth} blocks: "
             "give one number, or one entry per block"
         )
@@ -85,11 +87,11 @@ def _block_ratios(ratio: float | Sequence[float], depth: int, stage: int) -> lis
 def _dense_indices(dense: int | Sequence[int], depth: int, stage: int) -> Sequence[int]:
     if not isinstance(dense, Sequence):
         if not isinstance(dense, int) or isinstance(dense, bool) or dense < 0:
-            raise ValueError(f"dense_blocks must be 0 or more, got {dense!r} for stage {stage}")
+            raise InputError(f"dense_blocks must be 0 or more, got {dense!r} for stage {stage}")
         return range(min(dense, depth))
     for block in dense:
-        if not (isinstance(block, int) and 0 <= block < depth):
-            raise ValueError(
+        if type(block) is not int or not 0 <= block < depth:
+            raise InputError(
                 f"dense_blocks names block {block!r} of stage {stage}, "
                 f"which has blocks 0 to {depth - 1}"
             )

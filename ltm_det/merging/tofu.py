@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ltm_det.basics.arguments import checked, choice, number
 from ltm_det.merging.base import Merging
 from ltm_det.merging.matching import Matching, bipartite_match
 from ltm_det.merging.tome import ToMe
@@ -32,6 +33,7 @@ class ToFu(ToMe):
         switch: Share of the backbone's blocks, in [0, 1].
     """
 
+    @checked(mode=choice(MODES), switch=number(0, most=1))
     def __init__(
         self,
         dim: int,
@@ -42,10 +44,6 @@ class ToFu(ToMe):
         **place: Any,
     ) -> None:
         super().__init__(dim, window, tokens, **place)
-        if mode not in MODES:
-            raise ValueError(f"unknown mode {mode!r}: choose one of {MODES}")
-        if not 0 <= switch <= 1:
-            raise ValueError(f"switch must lie in [0, 1], a share of the blocks, got {switch}")
         self.mode = mode
         self.prunes = self.depth < switch if mode == "auto" else mode == "prune"
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltm_det.basics.arguments import checked, flag
 from ltm_det.merging.base import NO_CUES, Cues, Merger, Merging
 from ltm_det.merging.matching import (
     Matching,
@@ -31,6 +32,7 @@ class ToMe(Merger):
     keeps_grid = False
     reads: tuple[str, ...] = ("keys",)
 
+    @checked(proportional=flag)
     def __init__(
         self, dim: int, window: int, tokens: int, proportional: bool = True, **place: Any
     ) -> None:

@@ -14,6 +14,10 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from ltm_det.basics.arguments import checked, is_number
+from ltm_det.basics.errors import InputError
+from ltm_det.compat.layers import check_init, check_norm
+
 SCALES = (4, 2, 1, 1 / 2, 1 / 4, 1 / 8)
 
 
@@ -46,11 +50,12 @@ class SimpleFPN(BaseModule):
         init_cfg: Default: Xavier uniform for convolutions and deconvolutions, with zero biases.
 
     Raises:
-        ValueError: On scales that are not in the list or not descending, channels that cannot be
-            halved as often as a scale needs, fewer outputs than scales, a ``norm_cfg`` without
-            type.
+        InputError: On scales that are not in the list or not descending, channels that cannot be
+            halved as often as a scale needs, fewer outputs than scales, a ``norm_cfg`` that
+            does not fit.
     """
 
+    @checked()
     def __init__(
         self,
         in_channels: int,
@@ -64,6 +69,7 @@ class SimpleFPN(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         _check(in_channels, out_channels, scales, num_outs, norm_cfg)
+        check_init("SimpleFPN: init_cfg", init_cfg)
         self.num_scales, self.num_outs = len(scales), num_outs
         conv = dict(norm_cfg=norm_cfg, act_cfg=None)
         # Not mmengine's lists, which let each ConvModule reset itself after init_cfg.
@@ -112,25 +118,26 @@ def _check(
     norm_cfg: Mapping[str, Any] | None,
 ) -> None:
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(
+        if type(value) is not int or value < 1:
+            raise InputError(
                 f"{name}={value!r}: give one positive integer, since the pyramid is made of one map"
             )
-    if not isinstance(scales, Sequence) or not scales or not set(scales) <= set(SCALES):
-        raise ValueError(f"scales={scales!r}: choose one or more of {SCALES}")
+    listed = isinstance(scales, Sequence) and bool(scales) and all(map(is_number, scales))
+    if not listed or not set(scales) <= set(SCALES):
+        raise InputError(f"scales={scales!r}: choose one or more of {SCALES}")
     if list(scales) != sorted(set(scales), reverse=True):
-        raise ValueError(f"scales={scales!r}: give them in descending order, each once")
+        raise InputError(f"scales={scales!r}: give them in descending order, each once")
     if in_channels % max(1, int(scales[0])):
-        raise ValueError(
+        raise InputError(
             f"in_channels={in_channels} is not a multiple of {int(scales[0])}: each doubling of "
             f"the map halves its channels; leave the largest of scales={scales!r} out"
         )
-    if not isinstance(num_outs, int) or num_outs < len(scales):
-        raise ValueError(
+    if type(num_outs) is not int or num_outs < len(scales):
+        raise InputError(
             f"num_outs={num_outs!r} is less than the {len(scales)} scales={scales!r}: give fewer "
             "scales, or as many outputs"
         )
-    if norm_cfg is not None and not (isinstance(norm_cfg, Mapping) and "type" in norm_cfg):
-        raise ValueError(
-            f"norm_cfg={norm_cfg!r}: give a dict with type, as dict(type='LN2d', eps=1e-6), or None"
-        )
+    if norm_cfg is not None:
+        inner = {in_channels // 2} if scales[0] == 4 else set()
+        for channels in {out_channels, *inner}:
+            check_norm("SimpleFPN: norm_cfg", norm_cfg, channels, (2, channels, 2, 2))

@@ -19,6 +19,7 @@ from torch import nn
 
 from ltm_det.basics.files import whole
 from ltm_det.basics.finite import check_finite
+from ltm_det.engine.building import building
 
 PANEL = 320  # pixels that the longer side of a small image is enlarged to: labels stay legible
 
@@ -90,9 +91,10 @@ def contact_sheet(
         score_thr: Predictions below this score are left out.
         device: Where the detector runs.
     """
-    model = init_detector(cfg, checkpoint, device=device)
+    with building(cfg):
+        model = init_detector(cfg, checkpoint, device=device)
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
     check_finite(model.state_dict(), checkpoint)
-    dataset = DATASETS.build(cfg.val_dataloader.dataset)
     visualizer = DetLocalVisualizer(line_width=2, alpha=0.5)
     visualizer.dataset_meta = dataset.metainfo
     pairs = [draw_pair(visualizer, s, score_thr) for s in predict(model, dataset, number)]

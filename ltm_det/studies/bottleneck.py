@@ -26,6 +26,7 @@ from ltm_det.backbones.common.weights import read_checkpoint, without_mergers
 from ltm_det.basics.files import whole
 from ltm_det.basics.finite import check_finite
 from ltm_det.engine.bottleneck import Bottleneck
+from ltm_det.engine.building import building
 from ltm_det.engine.instances import instance_boxes, pool_boxes
 from ltm_det.measure.flops import aligned, build_backbone, build_detector, dense_twin
 
@@ -75,7 +76,8 @@ def load_detector(cfg: Config, kind: str, checkpoint: str | None, device: str) -
     cfg = variant(cfg, kind)
     set_random_seed(cfg.get("randomness", {}).get("seed") or 0)
     if checkpoint is None:
-        model = MODELS.build(cfg.model)
+        with building(cfg):
+            model = MODELS.build(cfg.model)
         model.init_weights()
     else:
         model = build_detector(cfg)

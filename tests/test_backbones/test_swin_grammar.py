@@ -7,6 +7,7 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
 from ltm_det.backbones import LTMSwin
+from ltm_det.basics.errors import InputError
 from ltm_det.merging import Pool
 from tests.test_backbones.harness import (
     assert_images_are_independent,
@@ -30,8 +31,8 @@ from tests.test_backbones.swin_cases import CUSTOM, MINI, ONE_STAGE, build, refe
         (dict(type="LTM", compression_ratio=0.5, scope="span"), ValueError, "scope 'span'.*block"),
         (dict(type="LTM", compression_ratio=1.0, mask="fuzzy"), ValueError, "unknown mask 'fuzzy'"),
         (dict(type="LTM", compression_ratio=0.5, temperature=0), ValueError, "above 0, got 0"),
-        (dict(type="LTM", compression_ratio=1.0, ratio=0.5), TypeError, "'ratio'"),
-        (dict(type="Pool", compression_ratio=1.0, mask="soft"), TypeError, "'mask'"),
+        (dict(type="LTM", compression_ratio=1.0, ratio=0.5), InputError, "'ratio'"),
+        (dict(type="Pool", compression_ratio=1.0, mask="soft"), InputError, "'mask'"),
         (dict(type="LTM", compression_ratio=0.5, dense_blocks=([2], 1)), ValueError, "block 2 of"),
     ],
     ids=str,

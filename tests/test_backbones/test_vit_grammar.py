@@ -11,6 +11,7 @@ from torch import nn
 
 from ltm_det.backbones import LTMViT
 from ltm_det.backbones.vit.layers import GlobalAttention
+from ltm_det.basics.errors import InputError
 from tests.test_backbones.harness import difference, ltm_shapes, mergers_of
 from tests.test_backbones.vit_cases import MINI, build
 
@@ -47,8 +48,8 @@ def ltm(ratio=0.5, **options):
         (ltm(mask="fuzzy"), ValueError, "unknown mask 'fuzzy'"),
         (ltm(1.0, mask="fuzzy"), ValueError, "unknown mask 'fuzzy'"),
         (ltm(temperature=0), ValueError, "above 0, got 0"),
-        (ltm(scope="stage"), TypeError, "'scope'"),
-        (dict(type="Pool", compression_ratio=1.0, mask="soft"), TypeError, "'mask'"),
+        (ltm(scope="stage"), InputError, "scope='stage' is of LTMSwin.*LTMViT has merge_at"),
+        (dict(type="Pool", compression_ratio=1.0, mask="soft"), InputError, "'mask'"),
     ],
     ids=str,
 )
@@ -67,7 +68,7 @@ def test_errors_name_the_bad_merger(merger, error, message):
         (dict(global_blocks=[True]), "global_blocks names block True,"),
         (dict(global_blocks=3), "global_blocks must be a list of blocks, got 3"),
         (dict(frozen_stages=6), "frozen_stages=6: give -1 to 5"),
-        (dict(frozen_stages=-2), "frozen_stages=-2: give -1 to 5"),
+        (dict(frozen_stages=-2), "frozen_stages must be a whole number from -1 on, got -2"),
         (dict(window_size=0), "window_size must be a whole number from 1 on, got 0"),
         (dict(window_size=(4, 4)), r"window_size .* got \(4, 4\)"),
         (dict(patch_size=-4), "patch_size .* got -4"),
@@ -89,7 +90,7 @@ def test_errors_name_the_bad_argument(options, message):
 
 
 def test_an_unknown_argument_is_an_error():
-    with pytest.raises(TypeError, match="'out_indices'"):
+    with pytest.raises(InputError, match="'out_indices'"):
         LTMViT(out_indices=(3,), **MINI)
 
 

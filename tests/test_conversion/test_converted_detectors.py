@@ -203,7 +203,10 @@ def test_what_cannot_be_converted_is_named(tmp_path: Path) -> None:
         (dict(type="LTM", compression_ratio=1.5), "compression_ratio must lie in"),
         (dict(type="LTM", compression_ratio=[0.5, 0.5]), "2 entries for 4 stages"),
         (dict(HALF, scope="window"), "unknown scope 'window'"),
-        (dict(HALF, colour="red"), "merger=.* does not fit: .*colour"),
+        (
+            dict(HALF, colour="red"),
+            "model.backbone: LTMSwin: merger of type 'LTM' has no argument 'colour'",
+        ),
     ],
 )
 def test_a_bad_merger_is_named(merger: dict, message: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ltm_det.basics.errors import InputError
 from ltm_det.merging import LTM, SHUT, Cues, Pool
 from ltm_det.merging.ltm import MASKS, SHARE_FLOOR, by_gram, by_merged
 from tests.test_merging.ltm_cases import DIM, PLAIN, build, cut, own_path
@@ -149,10 +150,12 @@ def test_bad_temperature(temperature):
         LTM(DIM, 7, 25, temperature=temperature)
 
 
-@pytest.mark.parametrize("name", ["affinity", "detail"])
+@pytest.mark.parametrize(
+    "name, allowed", [("affinity", "be finite and from 0 on"), ("detail", r"lie in \[0, 100\]")]
+)
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_bad_strengths(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be finite and from 0 on, got {value}"):
+def test_bad_strengths(name, allowed, value):
+    with pytest.raises(ValueError, match=f"{name} must {allowed}, got {value}"):
         LTM(DIM, 7, 25, **{name: value})
 
 
@@ -229,8 +232,8 @@ def test_unknown_update():
 
 @pytest.mark.parametrize("given", [{}, dict(update="learned")])
 def test_a_learned_update_has_no_bottleneck(given):
-    message = r"update='learned' has no options \['beta', 'clusters'\]"
-    with pytest.raises(TypeError, match=message):
+    message = r"update='learned' has no options \['beta', 'clusters'\]: .*'gradient'"
+    with pytest.raises(InputError, match=message):
         LTM(DIM, 7, 25, clusters=4, beta=1.0, **given)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from ltm_det.basics.errors import InputError
 from ltm_det.merging import MERGERS, NO_MERGING, Cues, Merger, build_merger, merger_options
 
 KINDS = [
@@ -266,7 +267,7 @@ def test_unknown_type():
 
 
 def test_unknown_option(kind):
-    with pytest.raises(TypeError, match="maks"):
+    with pytest.raises(InputError, match="has no argument 'maks'"):
         build_merger(dim=DIM, window=7, tokens=25, maks="soft", **kind)
 
 

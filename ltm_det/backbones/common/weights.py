@@ -21,6 +21,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ltm_det.backbones.common.accounting import MASK_MODULE, Family, Source, account, some
+from ltm_det.backbones.common.arguments import check_start
 
 # Where files keep their state dict. Self-distillation (DINO) has that of a teacher and a student.
 WRAPPERS = ("state_dict", "model", "teacher")
@@ -45,8 +46,8 @@ class AccountedLoading:
         if self.init_cfg is None:
             return super().init_weights()
         name, options = type(self).__name__, dict(self.init_cfg)
-        if options.pop("type", None) != "Pretrained":
-            raise ValueError(f"init_cfg={self.init_cfg}: {name} takes type='Pretrained' or None")
+        check_start(name, options)
+        del options["type"]
         checkpoint = read_checkpoint(options.pop("checkpoint"))
         note = load_accounted(self.family, self, checkpoint, grid=self.pretrain_grid, **options)
         if note:

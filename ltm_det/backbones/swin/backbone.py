@@ -19,17 +19,13 @@ from torch import Tensor, nn
 from ltm_det import cpu
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
+from ltm_det.backbones.swin.arguments import RULES, check_stages, parse_merger
 from ltm_det.backbones.swin.layers import GridlessSwinBlock, LTMPatchMerging, LTMSwinBlock
 from ltm_det.backbones.swin.stage import LTMSwinStage
 from ltm_det.backbones.swin.weights import SWIN
-from ltm_det.merging import (
-    Merger,
-    build_merger,
-    merger_options,
-    ratio_schedule,
-)
-
-SCOPES = ("block", "stage")
+from ltm_det.basics.arguments import arguments_of, checked
+from ltm_det.basics.errors import InputError
+from ltm_det.merging import Merger
 
 
 @MODELS.register_module()
@@ -55,7 +51,7 @@ class LTMSwin(AccountedLoading, SwinTransformer):
             - whatever else the merger takes: for LTM ``mask`` and ``temperature``.
 
     Raises:
-        ValueError: On an unknown scope, merger or mask, or a bad ratio schedule.
+        InputError: An argument is unknown, out of its range, or does not go with another.
     """
 
     family = SWIN
@@ -68,6 +64,7 @@ class LTMSwin(AccountedLoading, SwinTransformer):
         **cpu.merging.EXECUTORS,
     }
 
+    @checked(**RULES)
     def __init__(
         self,
         *,
@@ -78,8 +75,10 @@ class LTMSwin(AccountedLoading, SwinTransformer):
     ) -> None:
         if pretrained := kwargs.pop("pretrained", None):  # mmdet's short form, which it then loses
             if kwargs.get("init_cfg"):
-                raise ValueError(f"give init_cfg or pretrained={pretrained!r}, not both")
+                raise InputError(f"give init_cfg or pretrained={pretrained!r}, not both")
             kwargs["init_cfg"] = dict(type="Pretrained", checkpoint=pretrained)
+        named = dict(kwargs, patch_size=patch_size, pretrain_img_size=pretrain_img_size)
+        check_stages("LTMSwin", arguments_of(LTMSwin) | named, named)
         if not isinstance(pretrain_img_size, int) and len(pretrain_img_size) == 1:
             (pretrain_img_size,) = pretrain_img_size
         pretrain_img_size = to_2tuple(pretrain_img_size)
@@ -90,7 +89,7 @@ class LTMSwin(AccountedLoading, SwinTransformer):
             strides.append(strides[-1] * to_2tuple(stage.downsample.sampler.stride)[0])
         self.strides = strides
         depths = [len(stage.blocks) for stage in self.stages]
-        ratios, scope, options = _parse_merger(merger, depths)
+        ratios, scope, options = parse_merger(merger, depths)
         before = (block / sum(depths) for block in range(sum(depths)))
         self.stages = ModuleList(
             LTMSwinStage(stage, r, scope, options, [next(before) for _ in r])
@@ -179,20 +178,3 @@ class LTMSwin(AccountedLoading, SwinTransformer):
         embed = self.absolute_pos_embed.transpose(1, 2).unflatten(2, self.pretrain_grid)
         embed = F.interpolate(embed, size=hw, mode="bicubic", align_corners=False)
         return embed.flatten(2).transpose(1, 2)
-
-
-def _parse_merger(
-    merger: Mapping[str, Any] | None, depths: list[int]
-) -> tuple[list[list[float]], str, dict[str, Any]]:
-    """Ratios of all blocks, the scope, and the options left for the mergers themselves."""
-    if merger is None:
-        return [[1.0] * depth for depth in depths], "stage", {}
-    options = merger_options(merger)
-    scope = options.pop("scope", "stage")
-    if scope not in SCOPES:
-        raise ValueError(f"unknown scope {scope!r}: choose one of {SCOPES}")
-    ratios = ratio_schedule(
-        options.pop("compression_ratio"), depths, options.pop("dense_blocks", None)
-    )
-    build_merger(dim=1, window=1, tokens=1, **options)  # bad options raise at any ratio
-    return ratios, scope, options

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ltm_det.backbones.common.attention import attend
 from ltm_det.backbones.common.cues import attention_cues
-from ltm_det.backbones.common.windows import WindowGrid, divides
+from ltm_det.backbones.common.windows import WindowGrid, cached_by_size, divides
 from ltm_det.backbones.swin.weights import relative_position_index
 from ltm_det.merging import Cues, Merger, Merging
 
@@ -36,11 +36,10 @@ class WindowAttention(BaseModule):
         self.relative_position_bias_table = msa.relative_position_bias_table
         self.qkv, self.proj = msa.qkv, msa.proj
         self.attn_drop, self.proj_drop = msa.attn_drop, msa.proj_drop
-        read = relative_position_readout(msa.window_size[0], window)
+        place = torch.empty(0)  # of the default device and dtype
+        read, index = _tables(msa.window_size[0], window, place.device, place.dtype)
         self.register_buffer("table_readout", read, persistent=False)
-        self.register_buffer(
-            "relative_position_index", relative_position_index(window), persistent=False
-        )
+        self.register_buffer("relative_position_index", index, persistent=False)
 
     def position_bias(self) -> Tensor:
         """(nH, N, N) for the side k of the windows it attends in."""
@@ -231,6 +230,13 @@ class LTMPatchMerging(BaseModule):
 def zero_padding(x: Tensor, valid: Tensor | None) -> Tensor:
     """Zeroes padded tokens, which is what the dense Swin lets attention see of them."""
     return x if valid is None else x.masked_fill(~valid[..., None], 0)
+
+
+@cached_by_size(2)  # a backbone's blocks have one or two sizes, and share what is large of 56 x 56
+def _tables(
+    window: int, side: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor]:
+    return relative_position_readout(window, side), relative_position_index(side)
 
 
 def relative_position_readout(window: int, side: int) -> Tensor | None:

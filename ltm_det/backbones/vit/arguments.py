@@ -3,9 +3,55 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.utils import to_2tuple
+from ltm_det.backbones.common.arguments import options_of, window
+from ltm_det.basics.arguments import flag, number, optional, size, whole
+from ltm_det.basics.errors import InputError
+from ltm_det.merging import check_ratio, kept_side
 
-from ltm_det.merging import build_merger, check_ratio, kept_side, merger_options
+RULES = dict(
+    embed_dims=whole(1),
+    depth=whole(1),
+    num_heads=whole(1),
+    mlp_ratio=number(above=0, most=1000),
+    patch_size=whole(1),
+    in_channels=whole(1),
+    qkv_bias=flag,
+    pretrain_img_size=size,
+    img_size=size,
+    window_size=window,
+    use_abs_pos=flag,
+    use_rel_pos=flag,
+    prefix_tokens=whole(),
+    final_norm=flag,
+    init_values=optional(number(-1000, most=1000)),
+    drop_rate=number(0, most=1),
+    attn_drop_rate=number(0, most=1),
+    drop_path_rate=number(0, below=1),
+    with_cp=flag,
+    frozen_stages=whole(-1),
+)
+
+
+def check_sizes(
+    embed_dims: int,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: float,
+    global_blocks: Sequence[int],
+    frozen_stages: int,
+) -> None:
+    """What arguments have to be together."""
+    check_blocks("global_blocks", global_blocks, depth)
+    if frozen_stages > depth:
+        raise InputError(f"LTMViT: frozen_stages={frozen_stages}: give -1 to {depth}, the depth")
+    if embed_dims % num_heads:
+        raise InputError(
+            f"LTMViT: embed_dims={embed_dims} must be a multiple of num_heads={num_heads}"
+        )
+    if int(embed_dims * mlp_ratio) < 1:
+        raise InputError(
+            f"LTMViT: mlp_ratio={mlp_ratio} leaves no channel of embed_dims={embed_dims}"
+        )
 
 
 def parse_merger(
@@ -14,19 +60,18 @@ def parse_merger(
     """For each block before which is merged, the side k; and the options left for the mergers."""
     if merger is None:
         return {}, {}
-    options = merger_options(merger)
-    ratios, blocks = options.pop("compression_ratio"), options.pop("merge_at", None)
+    own, options = options_of(merger, "LTMViT")
+    ratios, blocks = own["compression_ratio"], own.get("merge_at")
     if blocks is None:
         blocks = max(depth // 4 - 1, 0)
-    build_merger(dim=1, window=1, tokens=1, **options)  # bad options raise at any ratio
     blocks = list(blocks) if isinstance(blocks, Sequence) else [blocks]
     one = isinstance(ratios, str) or not isinstance(ratios, Sequence)
     ratios = [ratios] * len(blocks) if one else list(ratios)
     check_blocks("merge_at", blocks, depth)
     if not blocks or blocks != sorted(set(blocks)):
-        raise ValueError(f"merge_at={blocks} must name blocks in ascending order, each once")
+        raise InputError(f"merge_at={blocks} must name blocks in ascending order, each once")
     if len(ratios) != len(blocks):
-        raise ValueError(
+        raise InputError(
             f"compression_ratio={ratios} has {len(ratios)} entries for merge_at={blocks}: "
             "give one for each block"
         )
@@ -34,7 +79,7 @@ def parse_merger(
     for block, ratio in zip(blocks, ratios, strict=True):
         kept = kept_side(check_ratio(ratio), window)
         if kept > side:
-            raise ValueError(
+            raise InputError(
                 f"compression_ratio={ratios} rises: merged tokens stay merged to the exit, so "
                 "each ratio must be at most the one before"
             )
@@ -44,21 +89,19 @@ def parse_merger(
 
 
 def check_blocks(name: str, blocks: Sequence[int], depth: int) -> None:
-    if isinstance(blocks, int):
-        raise ValueError(f"{name} must be a list of blocks, got {blocks}")
+    if not isinstance(blocks, Sequence) or isinstance(blocks, str):
+        raise InputError(f"{name} must be a list of blocks, got {blocks!r}")
     for block in blocks:
         if not isinstance(block, int) or isinstance(block, bool) or not 0 <= block < depth:
-            raise ValueError(f"{name} names block {block!r}, but there are blocks 0 to {depth - 1}")
+            raise InputError(f"{name} names block {block!r}, but there are blocks 0 to {depth - 1}")
 
 
-def check_whole(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}")
-
-
-def grid_of(img_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
-    height, width = to_2tuple(img_size)
+def grid_of(name: str, size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of the whole patches in a size, which an argument gives."""
+    height, width = [*size] * (3 - len(size)) if isinstance(size, Sequence) else (size, size)
     if min(height, width) < patch_size:
-        raise ValueError(f"{height}x{width} pixels hold no patch of {patch_size}x{patch_size}")
+        raise InputError(
+            f"LTMViT: {name}={size!r}: {height}x{width} pixels hold no patch of "
+            f"{patch_size}x{patch_size}"
+        )
     return height // patch_size, width // patch_size

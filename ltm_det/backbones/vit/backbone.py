@@ -19,9 +19,10 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ltm_det import cpu
+from ltm_det.backbones.common.arguments import check_start
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
-from ltm_det.backbones.vit.arguments import check_blocks, check_whole, grid_of, parse_merger
+from ltm_det.backbones.vit.arguments import RULES, check_sizes, grid_of, parse_merger
 from ltm_det.backbones.vit.layers import (
     GlobalAttention,
     LTMViTBlock,
@@ -30,6 +31,7 @@ from ltm_det.backbones.vit.layers import (
     keep,
 )
 from ltm_det.backbones.vit.weights import VIT
+from ltm_det.basics.arguments import checked
 from ltm_det.cpu import Call
 from ltm_det.merging import Merger, build_merger
 
@@ -81,12 +83,13 @@ class LTMViT(AccountedLoading, BaseModule):
             :mod:`.weights`.
 
     Raises:
-        ValueError: On blocks that are not there, an unknown merger, a bad ratio.
+        InputError: An argument is unknown, out of its range, or does not go with another.
     """
 
     family = VIT
     executors = {LTMViTBlock: cpu.vit.BLOCK, **cpu.merging.EXECUTORS}
 
+    @checked(**RULES)
     def __init__(
         self,
         *,
@@ -115,16 +118,10 @@ class LTMViT(AccountedLoading, BaseModule):
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        check_whole(1, embed_dims=embed_dims, depth=depth, num_heads=num_heads)
-        check_whole(1, patch_size=patch_size, in_channels=in_channels, window_size=window_size)
-        check_whole(0, prefix_tokens=prefix_tokens)
         if global_blocks is None:  # a quarter of less than one block has none
             global_blocks = sorted({depth * quarter // 4 - 1 for quarter in range(1, 5)} - {-1})
-        check_blocks("global_blocks", global_blocks, depth)
-        if not -1 <= frozen_stages <= depth:
-            raise ValueError(f"frozen_stages={frozen_stages}: give -1 to {depth}, the depth")
-        if embed_dims % num_heads:
-            raise ValueError(f"embed_dims={embed_dims} must be a multiple of num_heads={num_heads}")
+        check_sizes(embed_dims, depth, num_heads, mlp_ratio, global_blocks, frozen_stages)
+        check_start("LTMViT", init_cfg)
         self.window = window_size
         self.with_cp = with_cp
         self.frozen_stages = frozen_stages
@@ -132,7 +129,7 @@ class LTMViT(AccountedLoading, BaseModule):
         self.patch_embed = PatchEmbed(
             None, patch_size, in_channels, embed_dims, dynamic_img_pad=True
         )
-        self.pretrain_grid = grid_of(pretrain_img_size, patch_size)
+        self.pretrain_grid = grid_of("pretrain_img_size", pretrain_img_size, patch_size)
         self.pos_embed = self.prefix_tokens = None
         if use_abs_pos:
             positions = self.pretrain_grid[0] * self.pretrain_grid[1]
@@ -147,7 +144,7 @@ class LTMViT(AccountedLoading, BaseModule):
         for i in range(depth):
             attention, size = WindowAttention, to_2tuple(window_size)
             if i in global_blocks:
-                attention, size = GlobalAttention, grid_of(img_size, patch_size)
+                attention, size = GlobalAttention, grid_of("img_size", img_size, patch_size)
             attn = attention(
                 embed_dims,
                 num_heads,

@@ -1,0 +1,167 @@
+"""What goes wrong while something is built from a config, told as what is wrong in the config.
+
+Registries raise whatever a class raises on its arguments, from deep inside, and name no field. The
+frames of the error's traceback know which part of the config was being built.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.registry import build_functions
+from mmengine.runner import runner as runners
+
+from ltm_det.basics.arguments import arguments_of, nearest
+from ltm_det.basics.errors import InputError
+
+BUILD = build_functions.__file__
+# Methods of mmengine's Runner that make parts of themselves, beside those named build_...
+MAKES = ("__init__", "from_cfg", "wrap_model", "scale_lr", "setup_env")
+# Errors that bad arguments lead to; what the disk or the network does is told elsewhere.
+BAD_VALUES = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,
+)
+
+
+@contextmanager
+def building(cfg: Any) -> Iterator[None]:
+    """Inside, an error of what is being built becomes one that names its place in the config.
+
+    Errors of what has been built, as in a forward pass, stay what they are.
+
+    Args:
+        cfg: All that is built of, such as a whole config.
+
+    Raises:
+        InputError: Something could not be built.
+    """
+    try:
+        yield
+    except BAD_VALUES as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        frames = build_frames(error)
+        if frames is None:
+            raise
+        raise InputError(told(error, cfg, frames)) from error
+
+
+def build_frames(error: BaseException) -> list[FrameType] | None:
+    """Frames of registries at work, the innermost last; None where nothing was being built."""
+    frames, at_work, entry = [], False, error.__traceback__
+    while entry is not None:
+        code = entry.tb_frame.f_code
+        if code.co_filename == BUILD:
+            at_work = True
+            if code.co_name == "build_from_cfg":
+                frames.append(entry.tb_frame)
+        elif code.co_filename == runners.__file__:
+            at_work = at_work or code.co_name in MAKES or code.co_name.startswith("build_")
+        elif code.co_name == "_call_impl" and not at_work:  # a forward pass
+            return None
+        entry = entry.tb_next
+    return frames if at_work else None
+
+
+def told(error: BaseException, cfg: Any, frames: list[FrameType]) -> str:
+    """What is wrong, and where."""
+    whole = getattr(cfg, "_cfg_dict", cfg)
+    path, part = "", whole
+    for frame in frames:
+        own = frame.f_locals["cfg"]
+        if (found := find(part, own)) is not None:
+            path, part = ".".join(filter(None, (path, found))), own
+        elif (found := find(whole, own)) is not None:  # a loop builds the data that it runs on
+            path, part = found, own
+    if not frames:  # the runner's own
+        return f"the config cannot be run: {text_of(error)}"
+    last = frames[-1].f_locals
+    cls, own = last.get("obj_cls"), last["cfg"]
+    kind = own.get("type") if isinstance(own, Mapping) else None
+    where = path or "config"
+    if isinstance(error, KeyError) and "registry" in text_of(error) and cls is None:
+        return f"{where}.type={kind!r} is unknown: {nearest_types(str(kind), last['registry'])}"
+    if not isinstance(own, Mapping) or "type" not in own:
+        return f"{where}={short(own)}: give a dict with type"
+    name = cls.__name__ if inspect.isclass(cls) else str(kind)
+    return f"{where}: {remedy(error, cls, name)}"
+
+
+def remedy(error: BaseException, cls: Any, name: str) -> str:
+    """An error of a class's constructor, with the argument that it is about."""
+    text = text_of(error)
+    if isinstance(error, TypeError) and inspect.isclass(cls):
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", text):
+            return (
+                f"{name} has no argument {unknown[1]!r}: {nearest(unknown[1], arguments_of(cls))}"
+            )
+        if missing := re.search(r"missing \d+ required .*arguments?: (.+)", text):
+            return f"{name} lacks {missing[1]}: give a value"
+    return text if text.startswith(name) else f"{name}: {text}"
+
+
+def text_of(error: BaseException) -> str:
+    """In one line; of a KeyError the key alone would say nothing."""
+    text = " ".join(str(error.args[0] if error.args else error).split()) or "refused its arguments"
+    if isinstance(error, InputError) or (isinstance(error, ValueError) and " " in text):
+        return text
+    return f"{type(error).__name__}: {text}"
+
+
+def nearest_types(kind: str, registry: Any) -> str:
+    """A remedy for a type that no registry knows."""
+    root = registry.root
+    known = {name for part in (root, *root.children.values()) for name in part.module_dict}
+    near = nearest(kind.rpartition(".")[2], known)
+    own = "import what registers it by custom_imports"
+    return f"{near} Or {own}" if near.startswith("did") else own
+
+
+def find(part: Any, own: Any) -> str | None:
+    """The path within a part of a config to another one, which may be a copy with more in it."""
+    for same in (is_same, is_copy, is_alike):
+        todo = [("", part)]
+        while todo:
+            path, value = todo.pop(0)
+            if same(value, own):
+                return path
+            items: Any = ()
+            if isinstance(value, Mapping):
+                items = value.items()
+            elif isinstance(value, (list, tuple)):
+                items = enumerate(value)
+            todo += [(f"{path}.{key}" if path else str(key), below) for key, below in items]
+    return None
+
+
+def is_same(value: Any, own: Any) -> bool:
+    return value is own
+
+
+def is_copy(value: Any, own: Any) -> bool:
+    """Whether what was built is a value of a config, or one to which more was added."""
+    if not isinstance(value, Mapping) or not isinstance(own, Mapping):
+        return type(value) is type(own) and value == own
+    return is_alike(value, own) and all(own[key] == below for key, below in value.items())
+
+
+def is_alike(value: Any, own: Any) -> bool:
+    """Whether it is, with parts of it changed."""
+    both = isinstance(value, Mapping) and isinstance(own, Mapping) and bool(value)
+    return both and value.get("type") == own.get("type") and value.keys() <= own.keys()
+
+
+def short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,155 @@
+"""Configs that cannot be right: one message with file or field, value and remedy; exit code 2."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ltm_det.cli import main as console
+
+# By name: what a file holds, its ending, and what the message has to say.
+FILES = {
+    "syntax": ("model = dict(\n", ".py", "bad.py: .*syntax error.*line"),
+    "missing base": (
+        "_base_ = 'gone.py'\n",
+        ".py",
+        "bad.py inherits from a missing file: .*gone.py",
+    ),
+    "unknown package": ("_base_ = 'mmdet::gone.py'\n", ".py", "bad.py: .*package"),
+    "circle": ("_base_ = 'bad.py'\n", ".py", "bad.py inherits from itself.*_base_"),
+    "empty": ("", ".py", "the config has no 'model'"),
+    "model misspelled": ("modle = dict(type='MaskRCNN')\n", ".py", "did you mean 'modle'"),
+    "model without type": ("model = dict(backbone=dict())\n", ".py", "give a dict with type"),
+    "model is a name": ("model = 'MaskRCNN'\n", ".py", "model='MaskRCNN': give a dict with type"),
+    "raises": ("a = 1\nb = a / 0\n", ".py", "bad.py, line 2: ZeroDivisionError: division by zero"),
+    "import": ("custom_imports = dict(imports=['no.such'])\n", ".py", "bad.py.*no.such"),
+    "json": ("{", ".json", "bad.json: JSONDecodeError"),
+    "json list": ("[1, 2]", ".json", "bad.json: .*"),
+    "yaml": ("a: [1\nb: }", ".yaml", "bad.yaml: .*Error"),
+    "text": ("model", ".txt", r"bad.txt is no config: .*'.py'"),
+    "binary": (b"\x80\x02\xff\x00", ".py", "bad.py is no config, but cannot be read as text"),
+}
+HEAD = "model.roi_head.bbox_head"
+# Settings of a good config, and what the message has to say.
+SETTINGS = {
+    "model.type=MaskRCN": "model.type='MaskRCN' is unknown: did you mean .*'MaskRCNN'",
+    "model.backbone.type=LTMSwinn": "model.backbone.type='LTMSwinn' is unknown: .*'LTMSwin'",
+    "model.neck.type=FPNN": "model.neck.type='FPNN' is unknown: did you mean .*'FPN'",
+    "model.backbone.windw_size=4": "model.backbone: .*no argument 'windw_size': .*'window_size'",
+    "model.neck.out_chanels=4": "model.neck: FPN has no argument 'out_chanels': .*'out_channels'",
+    "model.backbone=LTMSwin": "model.backbone='LTMSwin': give a dict with type",
+    "model.neck.in_channels=[16,32,64,64]": r"neck.in_channels=.*backbone have \[16, 32, 64, 128\]",
+    "model.neck.in_channels=None": "model.neck: FPN: ",
+    "model.neck.num_outs=4": "anchor_generator.strides=.* 5 maps, but model.neck.num_outs=4",
+    "model.rpn_head.in_channels=8": "model.rpn_head.in_channels=8, but model.neck.out_channels=16",
+    f"{HEAD}.in_channels=8": f"{HEAD}.in_channels=8, but .*extractor.out_channels=16",
+    f"{HEAD}.num_classes=1": f"{HEAD}.num_classes=1, but .* has 2 classes .*box.*: set it to 2",
+    f"{HEAD}.num_classes=3": "mask_head.num_classes=2, but model.roi_head.bbox_head.num_classes=3",
+    f"{HEAD}.roi_feat_size=5": "roi_feat_size=5, but .*roi_layer.output_size=7: make them equal",
+    "model.backbone.init_cfg.type=No": "init_cfg.*takes type='Pretrained' or None",
+    "model.backbone.num_heads=[3,2,4,8]": r"num_heads\[0\]=3 does not divide the 16 channels",
+    "model.data_preprocessor.mean=[1,2]": "mean has 2 channels, model.backbone.in_channels is 3",
+    "model.rpn_head.0.type=a": "model.rpn_head: RPNHead has no argument '0'",
+    "model.type.x=1": "--cfg-options model.type.x=1: model.type is 'MaskRCNN', which has no parts",
+    "model.neck.in_channels.7=1": "--cfg-options .*: model.neck.in_channels is a list of 4: give 0",
+}
+SWIN = "_base_ = '{base}'\nmodel = dict(backbone=dict(type='LTMSwin'))\n"
+
+
+@pytest.fixture
+def refuses(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Runs a command that must end with 2; gives its message, in one line."""
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        assert console([*map(str, words)]) == 2
+        told = capsys.readouterr().err
+        assert "Traceback" not in told
+        return " ".join(told.split())
+
+    return run
+
+
+@pytest.fixture
+def swin(tiny_config: Path, tmp_path: Path) -> Path:
+    """A good config of ours."""
+    file = tmp_path / "swin.py"
+    file.write_text(SWIN.format(base=tiny_config))
+    return file
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_files(name: str, refuses: Callable, tmp_path: Path) -> None:
+    content, suffix, told = FILES[name]
+    file = tmp_path / f"bad{suffix}"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    commands = [["flops"], ["memory"], ["train", "--work-dir", tmp_path / "w"]]
+    for command, *rest in commands if name in ("syntax", "empty") else commands[:1]:
+        assert re.search(told, refuses(command, file, *rest))
+    assert re.search(told, refuses("test", file, "none.pth"))
+
+
+def test_a_folder(refuses: Callable, tmp_path: Path) -> None:
+    assert f"{tmp_path} is a folder: give a config file in it" in refuses("flops", tmp_path)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_bad_settings(setting: str, refuses: Callable, swin: Path) -> None:
+    told = SETTINGS[setting]
+    assert re.search(told, refuses("flops", swin, "--cfg-options", setting))
+
+
+@pytest.mark.parametrize("setting", ["model.neck.type=FPNN", "model.backbone.mlp_ratio=x"])
+@pytest.mark.parametrize(
+    "command", ["train", "test", pytest.param("memory", marks=pytest.mark.slow)]
+)
+def test_other_commands(
+    command: str, setting: str, refuses: Callable, swin: Path, tmp_path
+) -> None:
+    checkpoint = tmp_path / "c.pth"
+    checkpoint.touch()
+    words = dict(test=[checkpoint]).get(command, [])
+    rest = [] if command == "memory" else ["--work-dir", tmp_path / "w"]
+    picture = ["--picture", 32, 32] if command == "memory" else []
+    told = refuses(command, swin, *words, *rest, *picture, "--cfg-options", setting)
+    assert setting.split("=")[0].rpartition(".")[0] in told
+
+
+@pytest.mark.parametrize(
+    "setting, told",
+    [
+        ("optim_wrapper.optimizer.type=AdamX", "optim_wrapper.*'AdamX'.*did you mean .*'Adam"),
+        ("optim_wrapper.optimizer.lrr=1", "AdamW has no argument 'lrr': did you mean 'lr'"),
+        ("train_dataloader.dataset.type=Coco", "train_dataloader.dataset.type='Coco' is unknown"),
+        ("train_cfg.max_iters=x", "train_cfg"),
+        ("train_cfg=None", "the config cannot be run: .*train_dataloader"),
+        ("param_scheduler.0.type=Cos", "param_scheduler.0.type='Cos' is unknown"),
+        ("default_hooks.logger.type=Log", "type='Log' is unknown"),
+    ],
+)
+def test_what_only_training_builds(
+    setting: str, told: str, refuses: Callable, swin: Path, tmp_path: Path
+) -> None:
+    words = ["train", swin, "--work-dir", tmp_path / "w", "--cfg-options", setting]
+    assert re.search(told, refuses(*words))
+
+
+def test_a_setting_without_value(swin: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        console(["flops", str(swin), "--cfg-options", "model.type"])
+    assert end.value.code == 2
+    assert "KEY=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_bug_keeps_its_traceback(swin: Path, tmp_path: Path, monkeypatch) -> None:
+    """What fails once all is built is not the config's fault."""
+    from mmdet.models import FPN
+
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(FPN, "forward", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        console(["train", str(swin), "--work-dir", str(tmp_path / "w")])
