@@ -12,7 +12,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.backbones.common.weights import read_checkpoint
+from ltm_det.basics.files import write_text
+from ltm_det.cli.common import OutputFile, command, config_file, new_parser
 from ltm_det.detectors import FAST
 from ltm_det.detectors.recipes import common_recipe, name_of, parts_of
 from ltm_det.engine.preflight import PreflightError, check_checkpoint, load_config
@@ -80,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"a {kind} without masks has no mask AP to compare: give one with masks")
     for checkpoint in args.checkpoints:
         check_checkpoint(checkpoint)
+        read_checkpoint(checkpoint)  # so that a damaged one ends it before the first evaluation
     table = args.out.with_suffix(".csv")
     rows: list[dict[str, Any]] = list(read_rows(table))
     done = {(row["recipe"], row["checkpoint"]) for row in rows}
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
             row = dict(recipe=recipe, checkpoint=checkpoint, minutes=minutes, commit=commit())
             rows.append(row | metrics | dict(command=as_typed([*command, *options])))
             write_rows(table, COLUMNS, rows)
-            args.out.with_suffix(".md").write_text(summary(rows))
+            write_text(args.out.with_suffix(".md"), summary(rows))
             print(f"{recipe}, {checkpoint}: {metrics}", flush=True)
     print(summary(rows))
 
@@ -111,7 +114,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     out = parser.add_argument_group("what is written")
     of.add_argument("config", type=config_file, help="config file of a detector, with its data")
     of.add_argument("checkpoints", nargs="+", help="checkpoint files, such as of several seeds")
-    out.add_argument("--out", type=Path, required=True, help="of the tables, OUT.csv and OUT.md")
+    tables = OutputFile(beside=[".csv", ".md", ".log"])
+    out.add_argument("--out", type=tables, required=True, help="of the tables, OUT.csv and OUT.md")
     of.add_argument("--recipes", nargs="+", metavar="NAME", help="to evaluate (default: all)")
     args = parser.parse_args(words)
     return args

@@ -8,7 +8,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.cli.common import command, config_file, new_parser, output_folder
+from ltm_det.compat.checkpoint import BACKBONE, fitting
 from ltm_det.engine import preflight
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py --amp"
@@ -20,7 +21,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     runs = parser.add_argument_group("the run")
     where = parser.add_argument_group("several processes")
     of.add_argument("config", type=config_file, help="config file")
-    runs.add_argument("--work-dir", help="folder for logs and checkpoints")
+    runs.add_argument("--work-dir", type=output_folder, help="folder for logs and checkpoints")
     of.add_argument("--amp", action="store_true", help="train in mixed precision")
     of.add_argument(
         "--auto-scale-lr",
@@ -80,7 +81,7 @@ def train(args: argparse.Namespace) -> None:
         preflight.check_data(cfg, "train", "val")
         preflight.check_weights(cfg)
         preflight.check_amp(cfg)
-    with preflight.launched(cfg), preflight.network_errors_named(cfg):
+    with preflight.launched(cfg), fitting(BACKBONE):
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         runner.train()
 

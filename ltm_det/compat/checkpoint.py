@@ -20,6 +20,7 @@ import pickle
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,13 @@ from torch import nn
 
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.words import brief, some
-from ltm_det.compat.state_dicts import FILE, under_own_names, weights_of
+from ltm_det.compat.state_dicts import origin, under_own_names, weights_of
 from ltm_det.compat.weight_files import read_file, read_url, unreadable
 
 URLS = ("http://", "https://", "file://")
 RESTRICTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch reads it where weights_only is not given
-BACKBONE = "backbone"
+WHOLE, BACKBONE = "whole", "backbone"
+_part: ContextVar[str | None] = ContextVar("part", default=None)  # that has to fit
 NO_MATTER = ("relative_position_index", "num_batches_tracked")  # made by the model, or counters
 MISFIT = "The model and loaded state dict do not match exactly"  # mmengine's error, where strict
 OTHER_MODEL = "Give the checkpoint of this config's model, or the config of this checkpoint's"
@@ -130,31 +132,42 @@ def _load_checkpoint(
     return content
 
 
-def _load_state_dict(
-    module: nn.Module, state_dict: dict[str, Any], strict: bool | str = False, logger: Any = None
-) -> None:
-    """mmengine's ``load_state_dict``: under the model's names, with errors that name the file.
+@contextmanager
+def fitting(part: str = WHOLE) -> Iterator[None]:
+    """Where mmengine would load what fits and only warn of the rest, it is an InputError here.
 
     Args:
-        strict: Whether all has to fit; `BACKBONE`: whether all of the backbone has to, as where
-            training goes on from a detector of other classes.
+        part: `WHOLE`: all has to fit. `BACKBONE`: all of that has to, as where training goes on
+            from a detector of other classes.
+    """
+    token = _part.set(part)
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
+def _load_state_dict(
+    module: nn.Module, state_dict: dict[str, Any], strict: bool = False, logger: Any = None
+) -> None:
+    """mmengine's ``load_state_dict``: under the model's names, with errors that name the file.
 
     Raises:
         InputError: Something has to fit and does not, or no name is the model's.
     """
-    file = (getattr(state_dict, "_metadata", None) or {}).get(FILE, "the checkpoint")
+    file = origin(state_dict)
     module = module.module if is_model_wrapper(module) else module
     own = module.state_dict()
     try:
         state, note = under_own_names(own, state_dict)
         if note:
             print_log(f"{file}: {note}", logger or "current")
-        _check_names(module, own, state, strict)
+        _check_names(module, own, state)
         # mmdet's Swin makes them itself, and its checkpoints have them; ours do not
         made = {key: own[key] for key in own if key.endswith("relative_position_index")}
         complete = type(state_dict)({**made, **state})
         complete._metadata = getattr(state, "_metadata", None) or {}
-        _mmengines_load(module, complete, strict is True, logger)
+        _mmengines_load(module, complete, strict or _part.get() == WHOLE, logger)
     except ValueError as error:
         raise InputError(f"{file} does not fit the model: {error}") from error
     except RuntimeError as error:
@@ -164,9 +177,7 @@ def _load_state_dict(
         raise InputError(f"{file} does not fit the model\n{why}\n{OTHER_MODEL}") from error
 
 
-def _check_names(
-    module: nn.Module, own: dict[str, Any], state: dict[str, Any], strict: bool | str
-) -> None:
+def _check_names(module: nn.Module, own: dict[str, Any], state: dict[str, Any]) -> None:
     """Raises ValueError where mmengine would only warn. A backbone of ours says it all itself."""
     if set(own).isdisjoint(state) and not hasattr(module, "family"):
         raise ValueError(
@@ -175,7 +186,7 @@ def _check_names(
             "init_cfg=dict(type='Pretrained', checkpoint=...), not in load_from"
         )
     backbone = getattr(module, BACKBONE, None)
-    if strict != BACKBONE or backbone is None or hasattr(backbone, "family"):
+    if _part.get() != BACKBONE or backbone is None or hasattr(backbone, "family"):
         return
     names = [k for k in own if k.startswith(f"{BACKBONE}.") and not k.endswith(NO_MATTER)]
     missing = [key for key in names if key not in state]

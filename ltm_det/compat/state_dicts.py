@@ -70,6 +70,11 @@ def weights_of(content: Any, file: str) -> tuple[dict[str, Any], str]:
     return {**rest, "state_dict": named}, "; ".join(filter(None, [note, gone]))
 
 
+def origin(state: Mapping[str, Any]) -> str:
+    """The file that a state dict was read from, for messages."""
+    return (getattr(state, "_metadata", None) or {}).get(FILE, "the checkpoint")
+
+
 def plain_names(state: Mapping[str, Any]) -> tuple[OrderedDict[str, Any], str]:
     """A state dict without what wrappers of modules put into names, and a line for the log if
     there was any."""

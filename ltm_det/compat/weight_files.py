@@ -110,7 +110,13 @@ def _read_safetensors(file: str | Path, map_location: Any) -> dict[str, Any]:
     with safe_open(file, framework="pt", device=device) as stream:
         state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
         meta = (stream.metadata() or {}).get(META)
-    return state if meta is None else dict(state_dict=state, meta=json.loads(meta))
+    if meta is None:
+        return state
+    meta = json.loads(meta)
+    palette = (meta.get("dataset_meta") or {}).get("palette")
+    if isinstance(palette, list):  # colours are tuples to those who draw, which JSON does not have
+        meta["dataset_meta"]["palette"] = [tuple(color) for color in palette]
+    return dict(state_dict=state, meta=meta)
 
 
 def _explained(error: Exception) -> tuple[str, str]:
@@ -178,6 +184,6 @@ def write_weights(
     with whole(file) as part:
         if file.suffix == SAFETENSORS:  # takes no two names for one memory
             own = {key: value.clone().contiguous() for key, value in own.items()}
-            save_file(own, part, metadata={"format": "pt", META: json.dumps(meta)})
+            save_file(own, part, metadata={"format": "pt", META: json.dumps(meta, default=str)})
         else:
             torch.save(dict(state_dict=own, meta=meta), part)

@@ -1,7 +1,6 @@
 """What the command lines check before the heavy work, each failure with the remedy in its message.
 
-The checks look at files only. Whether a URL answers is left to the download itself, and
-:func:`network_errors_named` translates its error.
+The checks look at files only. Whether a URL answers is left to the download itself.
 """
 
 import argparse
@@ -10,7 +9,6 @@ import os.path as osp
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from mmengine.config import Config
@@ -18,6 +16,8 @@ from mmengine.device import get_device
 from mmengine.utils import is_abs
 
 from ltm_det.basics.errors import InputError
+from ltm_det.basics.files import check_output
+from ltm_det.compat.weight_files import check_file
 
 COCO_REMEDY = """\
 Put COCO 2017 where the config looks for it,
@@ -70,7 +70,8 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     """The config of a file, overridden by ``--cfg-options``.
 
     Raises:
-        PreflightError: The config file, or one it inherits from, is missing.
+        PreflightError: The config file, or one it inherits from, is missing or none of a detector;
+            the options do not fit it.
     """
     if not osp.isfile(path):
         raise PreflightError(
@@ -80,7 +81,14 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         cfg = Config.fromfile(path)
     except FileNotFoundError as error:
         raise PreflightError(f"{path} inherits from a missing file: {error}") from error
-    cfg.merge_from_dict(options or {})
+    except Exception as error:  # a config is Python: whatever it raises is its own
+        raise PreflightError(f"{path} is no config: {type(error).__name__}: {error}") from error
+    try:
+        cfg.merge_from_dict(options or {})
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise PreflightError(f"--cfg-options do not fit {path}: {error}") from error
+    if not isinstance(cfg.get("model"), dict):
+        raise PreflightError(f"{path} has no model: give the config of a detector")
     return cfg
 
 
@@ -92,7 +100,9 @@ def load_run_config(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     name = osp.splitext(osp.basename(args.config))[0]
-    cfg.work_dir = args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", name)
+    cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", name))
+    if is_local_main(args.launcher):
+        check_output(cfg.work_dir, folder=True)
     return cfg
 
 
@@ -162,20 +172,25 @@ def check_weights(cfg: Config) -> None:
     """
     check_checkpoint(cfg.get("load_from"), "load_from")
     for path in pretrained_checkpoints(cfg.model):
-        if "://" not in path and not osp.isfile(path):
+        if "://" not in path and not osp.exists(path):
             raise PreflightError(f"no pretrained weights at {path}\n{PRETRAINED_REMEDY}")
+        check_checkpoint(path)
 
 
 def check_checkpoint(path: str | None, what: str = "checkpoint") -> None:
-    """Checks that a checkpoint, unless it is None or a URL, is on disk.
+    """Checks that a checkpoint, unless it is None or a URL, is on disk, and looks like one.
 
     Raises:
         PreflightError: It is missing.
+        InputError: It is something else, or a part of one.
     """
-    if path is not None and "://" not in path and not osp.isfile(path):
+    if path is None or "://" in path:
+        return
+    if not osp.exists(path):
         raise PreflightError(
             f"no {what} at {path}\nA training run leaves its checkpoints in its --work-dir"
         )
+    check_file(path)
 
 
 def pretrained_checkpoints(node: Any) -> Iterator[str]:
@@ -202,31 +217,6 @@ def check_amp(cfg: Config) -> None:
             "    --cfg-options optim_wrapper.type=OptimWrapper\n"
             "where the config itself asks for mixed precision"
         )
-
-
-@contextmanager
-def network_errors_named(cfg: Config) -> Iterator[None]:
-    """Turns a failed download of weights into a :class:`PreflightError` that names the URL.
-
-    The error of urllib does not carry the URL, so the URLs of the config that are not in torch's
-    cache are named; as a rule there is one.
-    """
-    try:
-        yield
-    except (URLError, TimeoutError, ConnectionError) as error:
-        urls = [cfg.get("load_from"), *pretrained_checkpoints(cfg.model)]
-        cache = osp.join(torch.hub.get_dir(), "checkpoints")
-        remote = [
-            url
-            for url in dict.fromkeys(urls)
-            if url and "://" in url and not osp.exists(osp.join(cache, osp.basename(url)))
-        ]
-        if not remote:
-            raise
-        raise PreflightError(
-            f"cannot download {' or '.join(remote)}: {error}\n"
-            f"Where there is a network, fetch it into {cache}\n{PRETRAINED_REMEDY}"
-        ) from error
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from statistics import mean
 
 from mmengine.config import Config
 
+from ltm_det.basics.words import brief
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Where commands run and their paths start: a checkout, or without one where one is.
 ROOT = CHECKOUT if (CHECKOUT / "tools").is_dir() else Path.cwd()
@@ -41,7 +43,8 @@ def run_tool(command: Sequence[str], log: Path) -> float:
         env = dict(os.environ, **ONE_THREAD)
         done = subprocess.run(run, cwd=ROOT, env=env, stdout=file, stderr=file)
     if done.returncode:
-        raise RuntimeError(f"{as_typed(command)} failed: see {log}")
+        last = brief("\n".join(log.read_text(errors="replace").splitlines()[-5:]))
+        raise RuntimeError(f"{as_typed(command)} failed: see {log}\n{last}")
     return round((time.time() - start) / 60, 2)
 
 

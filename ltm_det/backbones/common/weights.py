@@ -10,6 +10,7 @@ How keys are accounted for: :mod:`.accounting`.
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -121,7 +122,9 @@ def _place(family: Family, whole: Mapping[str, Tensor]) -> str:
 
 def without_mergers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a backbone or of a whole detector, without its mask modules."""
-    return {key: value for key, value in state_dict.items() if not MASK_MODULE.search(key)}
+    own = OrderedDict((k, v) for k, v in state_dict.items() if not MASK_MODULE.search(k))
+    own._metadata = getattr(state_dict, "_metadata", None) or {}  # for one, where it comes from
+    return own
 
 
 def share_weights(dense: nn.Module, merged: nn.Module) -> None:
