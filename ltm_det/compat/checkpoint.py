@@ -95,6 +95,20 @@ def load_from_http(filename: str, map_location: Any = None, *args: Any, **option
     return read_url(filename, map_location)
 
 
+def check_weights(file: str) -> None:
+    """Looks, before the work, at what a local file holds; its weights themselves are not read.
+
+    Raises:
+        InputError: It holds no weights, or cannot be read.
+    """
+    try:
+        weights_of(read_file(os.path.expanduser(file), "cpu", glance=True), file)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise unreadable(file, str(error)) from error
+
+
 @contextmanager
 def _restricted() -> Iterator[None]:
     """Makes torch.load restricted where a loader leaves that open, as the one of s3:// does."""

@@ -85,8 +85,11 @@ def _is_safetensors(head: bytes) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and not any(head[5:8])
 
 
-def read_file(file: str | Path, map_location: Any = None) -> Any:
+def read_file(file: str | Path, map_location: Any = None, glance: bool = False) -> Any:
     """What a file holds: of torch's anything but code, of safetensors a state dict.
+
+    Args:
+        glance: Whether the weights themselves stay on the disk, which takes no time.
 
     Raises:
         InputError: See :func:`check_file`; or it is damaged, or names what could run code.
@@ -97,7 +100,8 @@ def read_file(file: str | Path, map_location: Any = None) -> Any:
     try:
         if safe:
             return _read_safetensors(file, map_location)
-        return torch.load(file, map_location=map_location, weights_only=True)
+        mapped = glance and zipfile.is_zipfile(file)  # which torch's former format cannot be
+        return torch.load(file, map_location=map_location, weights_only=True, mmap=mapped)
     except torch.cuda.OutOfMemoryError:  # of a GPU: not the file's fault
         raise
     except Exception as error:  # of hostile or damaged bytes the unpickler raises nearly anything

@@ -17,7 +17,7 @@ from mmengine.utils import is_abs
 
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import check_output
-from ltm_det.compat.weight_files import check_file
+from ltm_det.compat.checkpoint import check_weights as check_weights_file
 
 COCO_REMEDY = """\
 Put COCO 2017 where the config looks for it,
@@ -190,7 +190,7 @@ def check_checkpoint(path: str | None, what: str = "checkpoint") -> None:
         raise PreflightError(
             f"no {what} at {path}\nA training run leaves its checkpoints in its --work-dir"
         )
-    check_file(path)
+    check_weights_file(path)
 
 
 def pretrained_checkpoints(node: Any) -> Iterator[str]:
