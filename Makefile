@@ -17,15 +17,21 @@ TEST_JOBS ?= 2
 TEST_ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: install demo bench gpu test lint tables docs
+.PHONY: install demo bench gpu test lint tables docs lock
 
 install: $(STAMP)
 
 # The opencv-python that mmengine asks for needs libGL; a machine without it gets the headless
 # build of the same module.
+# LOCKED=1: just the files whose hashes requirements.lock has, for its Python and machine.
 $(STAMP): setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+ifdef LOCKED
+	$(PY) -m pip install --require-hashes -r requirements.lock
+	$(PY) -m pip install --no-deps --no-build-isolation -e .
+else
 	$(PY) -m pip install --prefer-binary -e '.[lite,dev]'
+endif
 	$(PY) -c 'import cv2' 2>/dev/null || { \
 		$(PY) -m pip uninstall -y opencv-python && $(PY) -m pip install opencv-python-headless; }
 	touch $@
@@ -57,6 +63,10 @@ lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# requirements.lock, from what is installed; needs pip's index.
+lock: install
+	$(PY) tools/lock.py
 
 # The numbers of README.md and docs/, from results/.
 tables: install

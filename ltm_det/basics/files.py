@@ -4,7 +4,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+
+from ltm_det.basics.errors import InputError
 
 PART = ".part"  # how names of files end that are being written
 
@@ -81,3 +83,32 @@ def write_text(file: str | Path, text: str) -> None:
     """Writes a text whole."""
     with whole(file) as part:
         part.write_text(text)
+
+
+def check_output(path: str | Path, folder: bool = False) -> None:
+    """Checks, before the work, that a file or a folder can be written; leaves nothing behind.
+
+    Raises:
+        InputError: Something else is there, or nothing can be made there.
+    """
+    path = Path(path)
+    what = "folder" if folder else "file"
+    try:
+        if path.exists() and folder != path.is_dir():
+            here = "a folder" if path.is_dir() else "a file" if path.is_file() else "no plain file"
+            raise InputError(f"{path} is {here}: name a {what} to write")
+        there = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
+        if not there.exists():
+            raise InputError(f"{there} is a link to nothing: name another {what}")
+        if there.is_file() and there != path.absolute():
+            raise InputError(f"{path} cannot be made, since {there} is a file: name another {what}")
+        if there.is_file() and not os.access(there, os.W_OK):
+            raise InputError(f"{path} is write-protected: name another {what}")
+        near = there if there.is_dir() else there.parent
+        with TemporaryFile(dir=near):  # rights alone do not tell: disks can be read-only, or full
+            pass
+        path.with_name(path.name + PART * 3).exists()  # raises where the name is too long
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be written: {error}; name another {what}") from error

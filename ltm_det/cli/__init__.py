@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ltm_det.cli.common import BAD_INPUT, CONSOLE
+from ltm_det.cli.common import BAD_INPUT, CONSOLE, interrupted
 
 # By name, in the order in which one meets them: what a command does.
 COMMANDS = {
@@ -54,6 +54,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"{CONSOLE}: no command {words[0]!r}\n\n{usage()}", file=sys.stderr)
         return BAD_INPUT
-    module = import_module(f"ltm_det.cli.{words[0].replace('-', '_')}")
     sys.argv = [CONSOLE, *words]  # what commands call themselves, and write into their results
-    return module.main(words[1:])
+    try:
+        return import_module(f"ltm_det.cli.{words[0].replace('-', '_')}").main(words[1:])
+    except KeyboardInterrupt:  # while it is imported
+        return interrupted()

@@ -19,13 +19,20 @@ threshold of scores is put where the base finds --objects on the first image.
 import argparse
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 
-from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
+from ltm_det.cli.common import (
+    PICTURES,
+    OutputFile,
+    command,
+    config_file,
+    new_parser,
+    typed,
+    write_json,
+)
 from ltm_det.engine import preflight
 from ltm_det.measure.benchmark import (
     MODES,
@@ -140,8 +147,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     on.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
     on.add_argument("--rounds", type=int, default=15, help="that are measured (default: 15)")
     on.add_argument("--warm-up", type=int, default=2, help="rounds before (default: 2)")
-    out.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    out.add_argument("--plot", type=Path, metavar="FILE", help="draw the times (png, svg, pdf)")
+    out.add_argument("--json", type=OutputFile(), metavar="FILE", help="write the figures here too")
+    plot = OutputFile(*PICTURES)
+    out.add_argument("--plot", type=plot, metavar="FILE", help="draw the times (png, svg, pdf)")
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     args.shape = [tuple(shape) for shape in args.shape or [(800, 1280)]]

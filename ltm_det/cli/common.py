@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +10,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import DictAction
+
 from ltm_det.basics.errors import InputError
-from ltm_det.basics.files import write_text
+from ltm_det.basics.files import check_output, write_text
 from ltm_det.basics.finite import check_numbers
 from ltm_det.engine.preflight import is_local_main
 
 CONSOLE = "ltm-det"
 BAD_INPUT = 2  # exit code, as argparse has it
+# As shells report the signals SIGINT and SIGPIPE.
+INTERRUPTED, NOBODY_READS = 130, 141
+PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf", ".webp")  # of matplotlib's
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -33,8 +39,25 @@ def typed() -> str:
     return shlex.join(["python", *sys.argv])
 
 
+class Settings(DictAction):
+    """mmengine's KEY=VALUE, whose errors end as argparse's do."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for value in values:
+            if not value.partition("=")[1] or not value.partition("=")[0]:
+                raise argparse.ArgumentError(self, f"{value!r} is not KEY=VALUE")
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, ValueError, IndexError) as error:
+            raise argparse.ArgumentError(self, f"{values}: {error}") from error
+
+
 class Parser(argparse.ArgumentParser):
     """One whose usage names what has to be given, and leaves the options to the lines below."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("action", DictAction, Settings)
 
     def brief(self) -> str:
         words = [self.prog]
@@ -96,6 +119,41 @@ def config_file(given: str) -> str:
     return str(path)
 
 
+class OutputFile:
+    """The type of an option that names a file to write: found out before the work begins.
+
+    Args:
+        suffixes: Of which it must have one; none: any.
+        beside: Suffixes of files that are written beside it, in the place of its own.
+    """
+
+    def __init__(self, *suffixes: str, beside: Sequence[str] = ()) -> None:
+        self.suffixes, self.beside = suffixes, beside
+
+    def __call__(self, given: str) -> Path:
+        path = Path(given)
+        if self.suffixes and path.suffix.lower() not in self.suffixes:
+            choice = " or ".join(self.suffixes)
+            raise argparse.ArgumentTypeError(f"must end in {choice}, but is {given}")
+        _checked(path)
+        for suffix in self.beside:
+            _checked(path.with_suffix(suffix) if path.name else path)
+        return path
+
+
+def output_folder(given: str) -> Path:
+    """The type of an option that names a folder to write to."""
+    return _checked(Path(given), folder=True)
+
+
+def _checked(path: Path, folder: bool = False) -> Path:
+    try:
+        check_output(path, folder)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
+
+
 def command(
     parse: Callable[[Sequence[str] | None], argparse.Namespace],
     run: Callable[[argparse.Namespace], Any],
@@ -111,12 +169,26 @@ def command(
     """
 
     def main(words: Sequence[str] | None = None) -> int:
-        args = parse(words)
+        args = None
         try:
-            return int(run(args) or 0)
+            args = parse(words)
+            code = int(run(args) or 0)
+            sys.stdout.flush()
+            return code
         except (InputError, *expected) as error:
             if is_local_main(getattr(args, "launcher", "none")):
                 print(f"{name()}: {error}", file=sys.stderr)
             return BAD_INPUT
+        except KeyboardInterrupt:
+            return interrupted()
+        except BrokenPipeError:  # of what reads the output, such as head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return NOBODY_READS
 
     return main
+
+
+def interrupted() -> int:
+    """Ends a command that was interrupted by Ctrl-C."""
+    print(f"{name()}: interrupted", file=sys.stderr)
+    return INTERRUPTED

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from ltm_det.basics.files import whole, write_text
-from ltm_det.cli.common import command, new_parser
+from ltm_det.cli.common import OutputFile, command, new_parser, output_folder
 from ltm_det.engine.preflight import PreflightError, check_data
 from ltm_det.measure.flops import build_backbone
 from ltm_det.measure.timing import ratios, time_models
@@ -262,8 +262,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     times = parser.add_argument_group("times")
     out = parser.add_argument_group("what is written")
     of.add_argument("spec", type=Path, help="YAML file, such as tools/compare_demo.yaml")
-    out.add_argument("--out", type=Path, default=ROOT / "results/compare.csv")
-    runs.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs/compare")
+    table = OutputFile(".csv", beside=[".md", ".png"])
+    out.add_argument("--out", type=table, default=str(ROOT / "results/compare.csv"))
+    work_dir = str(ROOT / "work_dirs/compare")
+    runs.add_argument("--work-dir", type=output_folder, default=work_dir)
     runs.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each")
     times.add_argument("--time", action="store_true", help="measure times at the end, again if so")
     times.add_argument("--rounds", type=int, default=30, help="of --time (default: 30)")

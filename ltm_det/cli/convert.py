@@ -9,7 +9,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
@@ -17,7 +16,8 @@ from mmengine.logging import MMLogger
 from torch import nn
 from tqdm import tqdm
 
-from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.cli.common import OutputFile, command, config_file, new_parser
+from ltm_det.compat.weight_files import SAFETENSORS
 from ltm_det.conversion import calibration
 from ltm_det.conversion.convert import (
     convert,
@@ -74,8 +74,16 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="further settings of the merger, such as mask=hard, or merge_at=4 for a ViT",
     )
+    weights = OutputFile(".pth", SAFETENSORS, beside=[".py"])
     out.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="checkpoint to write (.pth)"
+        "--out",
+        type=weights,
+        required=True,
+        metavar="FILE",
+        help="checkpoint to write (.safetensors or .pth)",
+    )
+    out.add_argument(
+        "--safetensors", action="store_true", help="as .safetensors, whatever --out ends in"
     )
     out.add_argument("--overwrite", action="store_true", help="replace what is there")
     fit.add_argument(
@@ -91,6 +99,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     preflight.add_shape(of)
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
+    if args.safetensors:
+        args.out = weights(str(args.out.with_suffix(SAFETENSORS)))
+    if min(args.shape) < 1:
+        parser.error(f"--shape must be two positive numbers, got {args.shape}")
     for name in ("calibrate", "steps", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be 1 or more")
@@ -142,9 +154,7 @@ def run(args: argparse.Namespace) -> None:
         preflight.check_data(cfg, "train")
     merger = dict(type=args.merger, compression_ratio=args.compression_ratio)
     merger |= dict(scope=args.scope) if args.scope else {}
-    cfg.load_from = args.checkpoint
-    with preflight.network_errors_named(cfg):
-        cfg, detector = convert(cfg, args.checkpoint, merger | args.merger_options)
+    cfg, detector = convert(cfg, args.checkpoint, merger | args.merger_options)
     detector.to(get_device())
     teacher = dense_backbone(cfg, detector)
     dense, merged = (

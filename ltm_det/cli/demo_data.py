@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from ltm_det.cli.common import command, new_parser
+from ltm_det.cli.common import command, new_parser, output_folder
 from ltm_det.datasets import DemoDataError, make_demo_data
 
 EXAMPLE = "--out data/demo"
@@ -15,7 +15,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, EXAMPLE)
     of = parser.add_argument_group("the pictures")
     out = parser.add_argument_group("what is written")
-    out.add_argument("--out", default="data/demo", help="folder to write to")
+    out.add_argument("--out", type=output_folder, default="data/demo", help="folder to write to")
     of.add_argument("--train", type=int, default=2000, help="number of training images")
     of.add_argument("--val", type=int, default=250, help="number of validation images")
     of.add_argument("--size", type=int, default=112, help="height and width, in pixels")

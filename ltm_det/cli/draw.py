@@ -2,12 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
-from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.cli.common import PICTURES, OutputFile, command, config_file, new_parser
 from ltm_det.engine import preflight
 from ltm_det.pictures.predictions import contact_sheet
 
@@ -20,7 +19,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     out = parser.add_argument_group("what is written")
     of.add_argument("config", type=config_file, help="config file")
     of.add_argument("checkpoint", help="checkpoint file or URL")
-    out.add_argument("--out", type=Path, required=True, help="picture to write, such as a.png")
+    sheet = OutputFile(*PICTURES)
+    out.add_argument("--out", type=sheet, required=True, help="picture to write, such as a.png")
     of.add_argument("--num", type=int, default=6, help="number of images")
     of.add_argument("--score-thr", type=float, default=0.5, help="least score to draw")
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")

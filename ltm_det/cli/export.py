@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ltm_det import deploy
 from ltm_det.basics.finite import check_finite, check_outputs, worst
-from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.cli.common import OutputFile, command, config_file, new_parser
 from ltm_det.deploy.detector import FORMATS as DETECTOR_FORMATS
 from ltm_det.deploy.detector import described
 from ltm_det.deploy.predictor import prepared, resized
@@ -52,7 +52,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of.add_argument("checkpoint", nargs="?", help="checkpoint file or URL")
     file.add_argument(
         "--out",
-        type=Path,
+        type=OutputFile(beside=[".bin"]),
         required=True,
         metavar="FILE",
         help="file to write: .onnx for ONNX Runtime, .xml for OpenVINO",
@@ -201,16 +201,14 @@ def scale_of(cfg: Config) -> tuple[int, int] | None:
 def run(args: argparse.Namespace) -> int:
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_checkpoint(args.checkpoint)
-    cfg.load_from = args.checkpoint
     check_lean(cfg.model)
     meta: dict[str, Any] = {}
-    with preflight.network_errors_named(cfg):
-        detector = build_detector(cfg)
-        if args.checkpoint is None:
-            print("No checkpoint is given: the weights are random")
-        else:
-            found = load_checkpoint(detector, args.checkpoint, map_location="cpu")
-            meta = found.get("meta") or {}
+    detector = build_detector(cfg)
+    if args.checkpoint is None:
+        print("No checkpoint is given: the weights are random")
+    else:
+        found = load_checkpoint(detector, args.checkpoint, map_location="cpu", strict=True)
+        meta = found.get("meta") or {}
     check_finite(detector.state_dict(), args.checkpoint or args.config)
     height, width = args.shape
     image = torch.randn(1, 3, height, width)

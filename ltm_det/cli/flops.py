@@ -6,11 +6,10 @@ shape, 1000 boxes for each box head, 100 for each mask head; 1 GMAC is 2 GFLOP.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmengine.config import DictAction
 
-from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
+from ltm_det.cli.common import OutputFile, command, config_file, new_parser, typed, write_json
 from ltm_det.engine import preflight
 from ltm_det.measure.flops import MASK_ROIS, PROPOSALS, as_table, compare
 
@@ -23,7 +22,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     out = parser.add_argument_group("what is written")
     of.add_argument("config", type=config_file, help="config file")
     preflight.add_shape(of)
-    out.add_argument("--json", type=Path, metavar="FILE", help="write the counts here too")
+    out.add_argument("--json", type=OutputFile(), metavar="FILE", help="write the counts here too")
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     if min(args.shape) < 1:

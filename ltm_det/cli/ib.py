@@ -7,14 +7,21 @@ are the checkpoint's own weights, with nothing merged and with area pooling at t
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmengine.config import DictAction
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 
 from ltm_det.basics.finite import check_numbers
-from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
+from ltm_det.cli.common import (
+    PICTURES,
+    OutputFile,
+    command,
+    config_file,
+    new_parser,
+    typed,
+    write_json,
+)
 from ltm_det.engine import preflight
 from ltm_det.studies.bottleneck import KINDS, as_table, draw, measure
 
@@ -42,8 +49,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         default=[10.0],
         help="inverse temperature of the assignments to clusters, one or more; inf: hard clusters",
     )
-    out.add_argument("--out", type=Path, metavar="PNG", help="write the plot here")
-    out.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    out.add_argument("--out", type=OutputFile(*PICTURES), metavar="PNG", help="write the plot here")
+    out.add_argument("--json", type=OutputFile(), metavar="FILE", help="write the numbers here")
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     if args.clusters < 2 or (args.images is not None and args.images < 1):

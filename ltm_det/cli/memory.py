@@ -8,13 +8,12 @@ of the repeats, in which dense and merged take turns.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 import torch
 from mmengine.config import Config, DictAction
 
-from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
+from ltm_det.cli.common import OutputFile, command, config_file, new_parser, typed, write_json
 from ltm_det.engine import preflight
 from ltm_det.measure.code import code_of
 from ltm_det.measure.detector_memory import detector_peak
@@ -137,7 +136,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     how.add_argument(
         "--device", help="cpu or a CUDA device (default: a CUDA device where there is one)"
     )
-    out.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    out.add_argument("--json", type=OutputFile(), metavar="FILE", help="write the figures here too")
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
     if min(args.repeats, args.objects, *args.sides, *(args.picture or [1])) < 1:

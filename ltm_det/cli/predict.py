@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 from tqdm import tqdm
 
-from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.cli.common import command, config_file, new_parser, output_folder
 from ltm_det.prediction import Detector
 from ltm_det.prediction.sources import batches, files_of, frames
 from ltm_det.prediction.writers import FORMS, writers_of
@@ -41,7 +41,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="of a config"
     )
-    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    out.add_argument(
+        "--out", type=output_folder, required=True, metavar="DIR", help="folder to write to"
+    )
     out.add_argument(
         "--save",
         nargs="+",

@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from ltm_det.basics.files import write_text
-from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.cli.common import OutputFile, command, config_file, new_parser
 from ltm_det.detectors import FAST
 from ltm_det.detectors.recipes import common_recipe, name_of, parts_of
 from ltm_det.engine.preflight import PreflightError, check_checkpoint, load_config
@@ -112,7 +112,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     out = parser.add_argument_group("what is written")
     of.add_argument("config", type=config_file, help="config file of a detector, with its data")
     of.add_argument("checkpoints", nargs="+", help="checkpoint files, such as of several seeds")
-    out.add_argument("--out", type=Path, required=True, help="of the tables, OUT.csv and OUT.md")
+    tables = OutputFile(beside=[".csv", ".md", ".log"])
+    out.add_argument("--out", type=tables, required=True, help="of the tables, OUT.csv and OUT.md")
     of.add_argument("--recipes", nargs="+", metavar="NAME", help="to evaluate (default: all)")
     args = parser.parse_args(words)
     return args

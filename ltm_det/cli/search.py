@@ -19,7 +19,9 @@ from mmengine.logging import MMLogger
 
 from ltm_det.backbones.common.weights import read_checkpoint, without_mergers
 from ltm_det.basics.finite import check_finite
-from ltm_det.cli.common import command, config_file, new_parser, typed, write_json
+from ltm_det.cli.common import OutputFile, command, config_file, new_parser, typed, write_json
+from ltm_det.compat.state_dicts import under_own_names
+from ltm_det.compat.weight_files import SAFETENSORS
 from ltm_det.conversion.search import (
     PARTS,
     SEARCHED,
@@ -31,6 +33,7 @@ from ltm_det.conversion.search import (
     write,
 )
 from ltm_det.engine import preflight
+from ltm_det.measure.flops import build_detector
 from ltm_det.merging import MERGERS
 
 EXAMPLE = "dense.py dense.pth --part detector --cost latency --budget 0.6 --out ltm.py"
@@ -59,7 +62,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     budget.add_argument(
         "--budget-ms", type=float, metavar="MS", help="milliseconds, for --cost latency"
     )
-    out.add_argument("--out", type=Path, required=True, metavar="PY", help="config to write")
+    config = OutputFile(".py", beside=[".pth", SAFETENSORS])
+    out.add_argument("--out", type=config, required=True, metavar="PY", help="config to write")
     costs.add_argument(
         "--cost", choices=["gmacs", "latency"], default="gmacs", help="default: gmacs"
     )
@@ -86,7 +90,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         default=64,
         help="of the training data, to measure on, without labels (default: 64)",
     )
-    out.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    out.add_argument("--json", type=OutputFile(), metavar="FILE", help="write the numbers here too")
+    out.add_argument(
+        "--safetensors", action="store_true", help="where weights are written, as .safetensors"
+    )
     out.add_argument("--overwrite", action="store_true", help="replace what is at --out")
     of.add_argument(
         "--cfg-options",
@@ -100,7 +107,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--budget must lie between 0 and 1, but is {args.budget}")
     if args.budget_ms is not None and (args.cost != "latency" or not args.budget_ms > 0):
         parser.error("--budget-ms must be above 0, and is for --cost latency")
-    if args.out.suffix != ".py" or args.out.absolute() == Path(args.config).absolute():
+    if args.out.absolute() == Path(args.config).absolute():
         parser.error(f"--out must be a new .py file, but is {args.out}")
     if args.images < 1 or min(args.shape) < 1:
         parser.error("--images and --shape must be 1 or more")
@@ -115,7 +122,9 @@ def run(args: argparse.Namespace) -> int | None:
     preflight.check_data(cfg, "train")
     preflight.check_checkpoint(args.checkpoint)
     checkpoint = read_checkpoint(args.checkpoint)
-    check_finite(without_mergers(checkpoint.get("state_dict", checkpoint)), args.checkpoint)
+    own = build_detector(cfg).state_dict()
+    checkpoint["state_dict"], _ = under_own_names(own, checkpoint["state_dict"])
+    check_finite(without_mergers(checkpoint["state_dict"]), args.checkpoint)
     weights = weights_file(args, checkpoint)
     for path in {str(args.out), weights} - {args.checkpoint}:
         if Path(path).exists() and not args.overwrite:

@@ -17,7 +17,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ltm_det.basics.files import whole
-from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.cli.common import OutputFile, command, config_file, new_parser, output_folder
+from ltm_det.compat.checkpoint import fitting
 from ltm_det.deploy.detector import FORMATS
 from ltm_det.detectors import FAST, check_lean
 from ltm_det.engine import preflight
@@ -33,8 +34,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     where = parser.add_argument_group("several processes")
     of.add_argument("config", type=config_file, help="config file")
     of.add_argument("checkpoint", help="checkpoint file or URL, or an exported detector")
-    out.add_argument("--work-dir", help="folder for the log and the metrics")
-    out.add_argument("--out", help="pickle file to write the predictions to (.pkl)")
+    out.add_argument("--work-dir", type=output_folder, help="folder for the log and the metrics")
+    found = OutputFile(".pkl", ".pickle")
+    out.add_argument("--out", type=found, help="pickle file to write the predictions to (.pkl)")
     out.add_argument("--show", action="store_true", help="show the predictions in a window")
     out.add_argument(
         "--show-dir", help="paint the predictions into this folder, under the work folder"
@@ -51,8 +53,6 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     where.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     where.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(words)
-    if args.out is not None and not args.out.endswith((".pkl", ".pickle")):
-        parser.error(f"--out must end in .pkl or .pickle, but is {args.out}")
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args
 
@@ -142,10 +142,10 @@ def test(args: argparse.Namespace) -> None:
     if preflight.is_local_main(args.launcher):
         preflight.check_checkpoint(args.checkpoint)
         preflight.check_data(cfg, "test")
-    with preflight.launched(cfg), preflight.network_errors_named(cfg), building(cfg):
+    with preflight.launched(cfg), fitting(), building(cfg):
         runner = build_runner(cfg, exported)
         if args.out is not None:
-            runner.test_evaluator.metrics.append(WholeDump(out_file_path=args.out))
+            runner.test_evaluator.metrics.append(WholeDump(out_file_path=str(args.out)))
         runner.test()
 
 

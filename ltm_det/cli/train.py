@@ -8,8 +8,9 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.cli.common import command, config_file, new_parser, output_folder
 from ltm_det.cli.own_data import add_options, check_options, use_own_data
+from ltm_det.compat.checkpoint import BACKBONE, fitting
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
 from ltm_det.engine.resuming import disk_errors_named, resume, use_safe_checkpoints
@@ -23,7 +24,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     runs = parser.add_argument_group("the run")
     where = parser.add_argument_group("several processes")
     of.add_argument("config", type=config_file, nargs="?", help="config file")
-    runs.add_argument("--work-dir", help="folder for logs and checkpoints")
+    runs.add_argument("--work-dir", type=output_folder, help="folder for logs and checkpoints")
     of.add_argument("--amp", action="store_true", help="train in mixed precision")
     of.add_argument(
         "--auto-scale-lr",
@@ -88,12 +89,7 @@ def train(args: argparse.Namespace) -> None:
         preflight.check_data(cfg, "train", "val")
         preflight.check_weights(cfg)
         preflight.check_amp(cfg)
-    with (
-        preflight.launched(cfg),
-        preflight.network_errors_named(cfg),
-        disk_errors_named(cfg),
-        building(cfg),
-    ):
+    with preflight.launched(cfg), fitting(BACKBONE), disk_errors_named(cfg), building(cfg):
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         runner.train()
 

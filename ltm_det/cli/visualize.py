@@ -8,8 +8,10 @@ from mmdet.apis import init_detector
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
+from ltm_det.basics.files import check_output
 from ltm_det.basics.finite import check_finite
-from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.cli.common import command, config_file, new_parser, output_folder
+from ltm_det.compat.checkpoint import fitting
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
 from ltm_det.pictures.merging import (
@@ -30,7 +32,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of.add_argument("checkpoint", help="checkpoint file or URL")
     of.add_argument("images", nargs="+", type=Path, metavar="image", help="image files")
     out.add_argument(
-        "--out-dir", type=Path, required=True, help="folder for IMAGE_merging.png of each image"
+        "--out-dir",
+        type=output_folder,
+        required=True,
+        help="folder for IMAGE_merging.png of each image",
     )
     of.add_argument(
         "--targets",
@@ -66,6 +71,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int | None:
     outs = [args.out_dir / f"{path.stem}_merging.png" for path in args.images]
     for out in outs:
+        check_output(out)
         if outs.count(out) > 1:
             raise MergingPictureError(
                 f"{out} would be the picture of several images: draw them to several folders"
@@ -74,7 +80,7 @@ def run(args: argparse.Namespace) -> int | None:
     preflight.check_checkpoint(args.checkpoint)
     for path in args.images:
         read_image(path, args.at)
-    with building(cfg):
+    with fitting(), building(cfg):
         model = init_detector(cfg, args.checkpoint, device=get_device())
     check_finite(model.state_dict(), args.checkpoint)
     merge_points_of(model.backbone, args.points)

@@ -6,28 +6,45 @@ and numpy scalars. Those of other projects' training scripts hold the script's a
 classes are allow-listed. A checkpoint that names anything else, such as a function to run, is
 refused.
 
-With ``load_safely``, mmengine's loading from a local path and from http(s), which includes the
-``torchvision://``, ``modelzoo://`` and ``openmmlab://`` names that resolve to a URL, is restricted
-on every supported torch: torch's own default is unrestricted for URLs, and for files before 2.6.
-What stays at torch's default are the ``s3://``, ``petrel://`` and ``pavi://`` loaders, and
-``openmmlab://`` names that resolve to a local file: restricted from torch 2.6 on, **not** on torch
-2.4 and 2.5.
+With ``load_safely`` all of mmengine's loading is so restricted, on every supported torch and from
+wherever a checkpoint comes: torch's own default is unrestricted for URLs, and for files before 2.6.
+Files are read in :mod:`.weight_files`, safetensors too; what is wrong with them, and what does not
+fit a model, is an InputError that names the file. State dicts are unwrapped in
+:mod:`.state_dicts`. So every way in passes here: ``load_from``, ``resume``, ``init_cfg``, the
+commands, and mmdet's own functions such as ``init_detector``.
 """
 
 import codecs
 import os
 import pickle
 from argparse import Namespace
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from torch import nn
 
+from ltm_det.basics.errors import InputError
+from ltm_det.basics.words import brief, some
+from ltm_det.compat.state_dicts import origin, under_own_names, weights_of
+from ltm_det.compat.weight_files import read_file, read_url, unreadable
+
+URLS = ("http://", "https://", "file://")
+RESTRICTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch reads it where weights_only is not given
+WHOLE, BACKBONE = "whole", "backbone"
+_part: ContextVar[str | None] = ContextVar("part", default=None)  # that has to fit
+NO_MATTER = ("relative_position_index", "num_batches_tracked")  # made by the model, or counters
+MISFIT = "The model and loaded state dict do not match exactly"  # mmengine's error, where strict
+OTHER_MODEL = "Give the checkpoint of this config's model, or the config of this checkpoint's"
+
+_mmengines_load = mmengine_checkpoint.load_state_dict
 # The default statistics of HistoryBuffer, which its pickles name as getattr(HistoryBuffer, name).
 _STATISTICS = ("min", "max", "current", "mean")
 _DTYPES = ("bool", "int32", "int64", "float32", "float64")
@@ -62,20 +79,136 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def load_safely() -> None:
-    """Make mmengine load local and downloaded checkpoints with ``weights_only=True``."""
-    CheckpointLoader.register_scheme(prefixes="", loader=_load_from_local, force=True)
-    load_url = torch.hub.load_state_dict_from_url
-    mmengine_checkpoint.load_url = partial(load_url, weights_only=True)
+    """Make mmengine read, and load into models, in the way that stands at the top."""
+    CheckpointLoader.register_scheme("", loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(URLS, loader=load_from_http, force=True)
+    mmengine_checkpoint.load_from_http = load_from_http  # torchvision:// and others call it
+    CheckpointLoader.load_checkpoint = classmethod(_load_checkpoint)
+    mmengine_checkpoint.load_state_dict = _load_state_dict
 
 
-def _load_from_local(filename: str, map_location: Any = None) -> dict:
-    filename = os.path.expanduser(filename)
-    if not os.path.isfile(filename):
-        raise FileNotFoundError(f"{filename} can not be found.")
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    return read_file(os.path.expanduser(filename), map_location)
+
+
+def load_from_http(filename: str, map_location: Any = None, *args: Any, **options: Any) -> Any:
+    return read_url(filename, map_location)
+
+
+def check_weights(file: str) -> None:
+    """Looks, before the work, at what a local file holds; its weights themselves are not read.
+
+    Raises:
+        InputError: It holds no weights, or cannot be read.
+    """
     try:
-        return torch.load(filename, map_location=map_location, weights_only=True)
-    except (KeyError, IndexError, EOFError) as error:  # of a text, say, or of half a file
-        raise ValueError(f"{filename} is no checkpoint, or a part of one: {error!r}") from error
+        weights_of(read_file(os.path.expanduser(file), "cpu", glance=True), file)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise unreadable(file, str(error)) from error
+
+
+@contextmanager
+def _restricted() -> Iterator[None]:
+    """Makes torch.load restricted where a loader leaves that open, as the one of s3:// does."""
+    before = os.environ.get(RESTRICTED)
+    os.environ[RESTRICTED] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[RESTRICTED]
+        else:
+            os.environ[RESTRICTED] = before
+
+
+def _load_checkpoint(
+    cls: type, filename: str, map_location: Any = None, logger: Any = "current"
+) -> dict[str, Any]:
+    """mmengine's ``CheckpointLoader.load_checkpoint``: safe, and with one kind of error."""
+    filename = str(filename)
+    loader = cls._get_checkpoint_loader(filename)
+    print_log(f"Loads checkpoint by {loader.__name__[10:]} backend from path: {filename}", logger)
+    try:
+        with _restricted():
+            content = loader(filename, map_location)
+    except (InputError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # other loaders: an unknown name of a zoo, a missing client, ...
+        raise unreadable(filename, brief(f"{type(error).__name__}: {error}", 3)) from error
+    try:
+        content, note = weights_of(content, filename)
+    except ValueError as error:
+        raise unreadable(filename, str(error)) from error
+    if note:
+        print_log(f"{filename}: {note}", logger)
+    return content
+
+
+@contextmanager
+def fitting(part: str = WHOLE) -> Iterator[None]:
+    """Where mmengine would load what fits and only warn of the rest, it is an InputError here.
+
+    Args:
+        part: `WHOLE`: all has to fit. `BACKBONE`: all of that has to, as where training goes on
+            from a detector of other classes.
+    """
+    token = _part.set(part)
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
+def _load_state_dict(
+    module: nn.Module, state_dict: dict[str, Any], strict: bool = False, logger: Any = None
+) -> None:
+    """mmengine's ``load_state_dict``: under the model's names, with errors that name the file.
+
+    Raises:
+        InputError: Something has to fit and does not, or no name is the model's.
+    """
+    file = origin(state_dict)
+    module = module.module if is_model_wrapper(module) else module
+    own = module.state_dict()
+    try:
+        state, note = under_own_names(own, state_dict)
+        if note:
+            print_log(f"{file}: {note}", logger or "current")
+        _check_names(module, own, state)
+        # mmdet's Swin makes them itself, and its checkpoints have them; ours do not
+        made = {key: own[key] for key in own if key.endswith("relative_position_index")}
+        complete = type(state_dict)({**made, **state})
+        complete._metadata = getattr(state, "_metadata", None) or {}
+        _mmengines_load(module, complete, strict or _part.get() == WHOLE, logger)
+    except ValueError as error:
+        raise InputError(f"{file} does not fit the model: {error}") from error
+    except RuntimeError as error:
+        if not str(error).startswith(MISFIT):
+            raise
+        why = brief(str(error).removeprefix(MISFIT))
+        raise InputError(f"{file} does not fit the model\n{why}\n{OTHER_MODEL}") from error
+
+
+def _check_names(module: nn.Module, own: dict[str, Any], state: dict[str, Any]) -> None:
+    """Raises ValueError where mmengine would only warn. A backbone of ours says it all itself."""
+    if set(own).isdisjoint(state) and not hasattr(module, "family"):
+        raise ValueError(
+            f"they have no name in common\n- checkpoint: {some(state)}\n- model: {some(own)}\n"
+            "Weights of a backbone alone, a classifier's say, belong in its "
+            "init_cfg=dict(type='Pretrained', checkpoint=...), not in load_from"
+        )
+    backbone = getattr(module, BACKBONE, None)
+    if _part.get() != BACKBONE or backbone is None or hasattr(backbone, "family"):
+        return
+    names = [k for k in own if k.startswith(f"{BACKBONE}.") and not k.endswith(NO_MATTER)]
+    missing = [key for key in names if key not in state]
+    misfits = [key for key in names if key in state and state[key].shape != own[key].shape]
+    if missing or misfits:
+        told = {"missing": missing, "of other sizes": misfits}
+        lines = [f"- {len(keys)} {what}: {some(keys)}" for what, keys in told.items() if keys]
+        raise ValueError("\n".join(["its backbone is another", *lines, OTHER_MODEL]))
 
 
 def _history_buffer_statistic(owner: Any, name: str) -> Callable:

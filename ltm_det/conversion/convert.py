@@ -8,12 +8,12 @@ from typing import Any
 import mmengine
 import torch
 from mmengine.config import Config
-from mmengine.runner.checkpoint import load_state_dict
+from mmengine.runner import load_checkpoint
 from torch import nn
 
-from ltm_det.backbones.common.weights import read_checkpoint
 from ltm_det.basics.files import whole
 from ltm_det.basics.finite import check_finite
+from ltm_det.compat.weight_files import write_weights
 from ltm_det.measure.flops import build_backbone, build_detector, dense_twin
 
 MERGED = {"SwinTransformer": "LTMSwin", "LTMSwin": "LTMSwin", "LTMViT": "LTMViT"}  # by dense type
@@ -76,14 +76,13 @@ def convert(cfg: Config, checkpoint: str, merger: Mapping[str, Any]) -> tuple[Co
             NaN in it.
     """
     cfg = merged_config(cfg, merger)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # what mergers draw at their start is the same every time
-        detector = build_detector(cfg)
-    source = read_checkpoint(checkpoint)
     try:
-        load_state_dict(detector, source.get("state_dict", source), strict=True)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{checkpoint} does not fit the config's detector: {error}") from error
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # what mergers draw at their start is the same every time
+            detector = build_detector(cfg)
+    except TypeError as error:  # an option that the merger does not have
+        raise ValueError(f"merger={dict(merger)} does not fit: {error}") from error
+    source = load_checkpoint(detector, checkpoint, map_location="cpu", strict=True)
     check_finite(detector.state_dict(), checkpoint)
     meta = source.get("meta") or {}
     old = {key.lower(): meta[key] for key in ("CLASSES", "PALETTE") if key in meta}  # mmdet 2
@@ -106,7 +105,9 @@ def written_files(out: Path) -> tuple[Path, Path]:
         ValueError: If both would have one name.
     """
     if out.suffix == ".py":
-        raise ValueError(f"{out}: name the checkpoint (.pth); the config goes beside it as .py")
+        raise ValueError(
+            f"{out}: name the checkpoint, .safetensors or .pth; the config goes beside it as .py"
+        )
     return out, out.with_suffix(".py")
 
 
@@ -128,8 +129,6 @@ def save_converted(cfg: Config, detector: nn.Module, out: Path) -> None:
     meta = dict(cfg=cfg.pretty_text, mmengine_version=mmengine.__version__)
     if getattr(detector, "dataset_meta", None):
         meta["dataset_meta"] = detector.dataset_meta
-    weights = {key: value.cpu() for key, value in detector.state_dict().items()}
-    with whole(checkpoint) as part:
-        torch.save(dict(state_dict=weights, meta=meta), part)
+    write_weights(checkpoint, detector.state_dict(), meta)
     with whole(config) as part:
         cfg.dump(part)

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from tqdm import tqdm
 
 from ltm_det.backbones.common.weights import without_mergers
-from ltm_det.basics.files import whole, write_text
+from ltm_det.basics.files import write_text
 from ltm_det.basics.finite import check_numbers
+from ltm_det.compat.weight_files import SAFETENSORS, write_weights
 from ltm_det.conversion.convert import merged_config
 from ltm_det.conversion.ratio_search import BudgetError, Candidate, meet_budget
 from ltm_det.conversion.searched_detectors import SearchedDetectors
@@ -123,10 +123,10 @@ def as_table(result: Mapping[str, Any], unit: str) -> str:
 def weights_file(args: argparse.Namespace, checkpoint: Mapping[str, Any]) -> str:
     """The checkpoint's file; or where it has mask modules, which belong to other merge points, the
     file beside the config that is to have its weights without them."""
-    weights = checkpoint.get("state_dict", checkpoint)
+    weights = checkpoint["state_dict"]
     if len(without_mergers(weights)) == len(weights):
         return args.checkpoint
-    return str(args.out.with_suffix(".pth"))
+    return str(args.out.with_suffix(SAFETENSORS if args.safetensors else ".pth"))
 
 
 def config_text(
@@ -164,8 +164,6 @@ def config_text(
 def write(args: argparse.Namespace, checkpoint: Mapping[str, Any], weights: str, text: str) -> None:
     """Writes the config, and the weights without mask modules where they are to be a new file."""
     if weights != args.checkpoint:
-        own = without_mergers(checkpoint.get("state_dict", checkpoint))
-        meta = checkpoint.get("meta", {}) if "state_dict" in checkpoint else {}
-        with whole(weights) as part:
-            torch.save(dict(state_dict=own, meta=meta), part)
+        own = without_mergers(checkpoint["state_dict"])
+        write_weights(Path(weights), own, checkpoint.get("meta"))
     write_text(args.out, text)

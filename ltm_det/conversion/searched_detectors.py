@@ -26,6 +26,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from ltm_det.backbones.common.weights import without_mergers
+from ltm_det.basics.words import brief
+from ltm_det.compat.state_dicts import origin
 from ltm_det.conversion.ratio_search import Label
 from ltm_det.conversion.searched_models import SearchedModels
 from ltm_det.detectors import FAST
@@ -69,9 +71,10 @@ class SearchedDetectors:
         cfg.model.test_cfg.rcnn.mask_format = "rle"  # nothing of the image's size is made
         self.backbones = SearchedModels(cfg, options, checkpoint, ratios, unit, device)
         self.cfg, self.device = self.backbones.cfg, device
-        own = without_mergers(checkpoint.get("state_dict", checkpoint))
+        own = without_mergers(checkpoint["state_dict"])
         heads = {k: v.to(device) for k, v in own.items() if not k.startswith("backbone.")}
         self.heads: dict[str, Tensor] = heads
+        self.file = origin(checkpoint["state_dict"])
         self.parts: dict[Label, tuple[str, Any]] = {}
         self.units = dict(self.backbones.units)
         self.dense = self.model([])
@@ -113,7 +116,7 @@ class SearchedDetectors:
         try:
             built.load_state_dict({**backbone, **self.heads}, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"the checkpoint is of another detector: {error}") from error
+            raise ValueError(f"{self.file} is of another detector: {brief(str(error))}") from error
         return built.to(self.device).eval()
 
     def costs(

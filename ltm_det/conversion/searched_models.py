@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ltm_det.backbones import LTMViT
 from ltm_det.backbones.common.weights import load_accounted, share_weights
+from ltm_det.compat.state_dicts import origin
 from ltm_det.conversion.convert import merged_config
 from ltm_det.conversion.ratio_search import Label, Ratios, latencies, sensitivities, space_of
 from ltm_det.measure.flops import build_backbone, count_backbone, dense_twin
@@ -46,7 +47,11 @@ class SearchedModels:
             raise ValueError("a ViT has one merge point: leave --unit out")
         self.space = space_of(self.dense, options, ratios, unit or "stage")
         family, grid = self.dense.family, self.dense.pretrain_grid
-        load_accounted(family, self.dense, checkpoint, drop_mergers=True, grid=grid)
+        try:
+            load_accounted(family, self.dense, checkpoint, drop_mergers=True, grid=grid)
+        except ValueError as error:
+            file = origin(checkpoint["state_dict"])
+            raise ValueError(f"{file} does not fit the backbone: {error}") from error
         self.dense.to(device)
 
     @property

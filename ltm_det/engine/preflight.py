@@ -1,7 +1,6 @@
 """What the command lines check before the heavy work, each failure with the remedy in its message.
 
-The checks look at files only. Whether a URL answers is left to the download itself, and
-:func:`network_errors_named` translates its error.
+The checks look at files only. Whether a URL answers is left to the download itself.
 """
 
 import argparse
@@ -11,7 +10,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from mmengine.config import Config
@@ -19,6 +17,8 @@ from mmengine.device import get_device
 from mmengine.utils import is_abs
 
 from ltm_det.basics.errors import InputError
+from ltm_det.basics.files import check_output
+from ltm_det.compat.checkpoint import check_weights as check_weights_file
 from ltm_det.engine.config_check import check_model
 from ltm_det.engine.config_files import override, read_config
 
@@ -101,7 +101,9 @@ def load_run_config(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     name = osp.splitext(osp.basename(args.config))[0]
-    cfg.work_dir = args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", name)
+    cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", name))
+    if is_local_main(args.launcher):
+        check_output(cfg.work_dir, folder=True)
     return cfg
 
 
@@ -178,20 +180,25 @@ def check_weights(cfg: Config) -> None:
     """
     check_checkpoint(cfg.get("load_from"), "load_from")
     for path in pretrained_checkpoints(cfg.model):
-        if "://" not in path and not osp.isfile(path):
+        if "://" not in path and not osp.exists(path):
             raise PreflightError(f"no pretrained weights at {path}\n{PRETRAINED_REMEDY}")
+        check_checkpoint(path)
 
 
 def check_checkpoint(path: str | None, what: str = "checkpoint") -> None:
-    """Checks that a checkpoint, unless it is None or a URL, is on disk.
+    """Checks that a checkpoint, unless it is None or a URL, is on disk, and looks like one.
 
     Raises:
         PreflightError: It is missing.
+        InputError: It is something else, or a part of one.
     """
-    if path is not None and "://" not in path and not osp.isfile(path):
+    if path is None or "://" in path:
+        return
+    if not osp.exists(path):
         raise PreflightError(
             f"no {what} at {path}\nA training run leaves its checkpoints in its --work-dir"
         )
+    check_weights_file(path)
 
 
 def pretrained_checkpoints(node: Any) -> Iterator[str]:
@@ -221,30 +228,6 @@ def check_amp(cfg: Config) -> None:
 
 
 @contextmanager
-def network_errors_named(cfg: Config) -> Iterator[None]:
-    """Turns a failed download of weights into a :class:`PreflightError` that names the URL.
-
-    The error of urllib does not carry the URL, so the URLs of the config that are not in torch's
-    cache are named; as a rule there is one.
-    """
-    try:
-        yield
-    except (URLError, TimeoutError, ConnectionError) as error:
-        urls = [cfg.get("load_from"), *pretrained_checkpoints(cfg.model)]
-        cache = osp.join(torch.hub.get_dir(), "checkpoints")
-        remote = [
-            url
-            for url in dict.fromkeys(urls)
-            if url and "://" in url and not osp.exists(osp.join(cache, osp.basename(url)))
-        ]
-        if not remote:
-            raise
-        raise PreflightError(
-            f"cannot download {' or '.join(remote)}: {error}\n"
-            f"Where there is a network, fetch it into {cache}\n{PRETRAINED_REMEDY}"
-        ) from error
-
-
 def name_slurm_processes() -> None:
     """Gives torch what it asks the environment for, of what Slurm gives its tasks."""
     of = os.environ

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 
+from ltm_det.backbones.common.weights import read_checkpoint
 from ltm_det.basics.finite import check_finite
 from ltm_det.engine import preflight
 from ltm_det.measure.benchmark_tables import detector_rows, detector_table
@@ -47,8 +47,7 @@ def measure_detectors(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
     state = None
     if args.checkpoint is not None:
         preflight.check_checkpoint(args.checkpoint)
-        state = CheckpointLoader.load_checkpoint(args.checkpoint, map_location="cpu")
-        state = state.get("state_dict", state)
+        state = read_checkpoint(args.checkpoint)["state_dict"]
         check_finite(state, args.checkpoint)
     detectors, rows = build_detectors(cfg, args.models, args.device, state), []
     for shape, batch in product(args.shape, args.batch):

@@ -18,6 +18,8 @@ from mmengine.config import Config
 from torch import nn
 
 from ltm_det.backbones.common.weights import share_weights
+from ltm_det.basics.words import some
+from ltm_det.compat.state_dicts import origin, under_own_names
 from ltm_det.detectors import FAST
 from ltm_det.engine.building import building
 from ltm_det.measure import peers
@@ -130,10 +132,11 @@ def load_shared(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         ValueError: Anything else is missing or of another shape.
     """
     own = model.state_dict()
+    state, _ = under_own_names(own, state)
     missing = [k for k in own if k not in state and ".merger" not in k]
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
     if missing or wrong:
-        raise ValueError(f"the checkpoint is of another detector: {(missing or wrong)[:3]} ...")
+        raise ValueError(f"{origin(state)} is of another detector: {some(missing or wrong, 3)}")
     model.load_state_dict({**own, **{k: v for k, v in state.items() if k in own}})
 
 

@@ -17,17 +17,27 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 from torch import nn
 
+from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import whole
 from ltm_det.basics.finite import check_finite
+from ltm_det.compat.checkpoint import fitting
 from ltm_det.engine.building import building
 
 PANEL = 320  # pixels that the longer side of a small image is enlarged to: labels stay legible
 
 
 def predict(model: nn.Module, dataset: Sequence, number: int) -> list[DetDataSample]:
-    """Predictions, with the ground truth, on ``number`` images spread evenly over a data set."""
+    """Predictions, with the ground truth, on ``number`` images spread evenly over a data set.
+
+    Raises:
+        InputError: One of them cannot be read.
+    """
     picks = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int)
     samples = []
+    for index in picks.tolist():  # all of them first, since the detector takes its time
+        path = dataset.get_data_info(index)["img_path"]
+        if cv2.imread(path) is None:
+            raise InputError(f"no readable image at {path}: put one there, or take it off the data")
     for index in picks.tolist():
         with torch.no_grad():
             samples += model.test_step(pseudo_collate([dataset[index]]))
@@ -91,7 +101,7 @@ def contact_sheet(
         score_thr: Predictions below this score are left out.
         device: Where the detector runs.
     """
-    with building(cfg):
+    with fitting(), building(cfg):
         model = init_detector(cfg, checkpoint, device=device)
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     check_finite(model.state_dict(), checkpoint)

@@ -81,14 +81,10 @@ def load_detector(cfg: Config, kind: str, checkpoint: str | None, device: str) -
         model.init_weights()
     else:
         model = build_detector(cfg)
-        weights = read_checkpoint(checkpoint)
-        weights = weights.get("state_dict", weights)
+        weights = read_checkpoint(checkpoint)["state_dict"]
         if kind != "merged":
             weights = without_mergers(weights)
-        try:
-            load_state_dict(model, weights, strict=True)
-        except RuntimeError as error:
-            raise ValueError(f"{checkpoint} does not fit the config's detector: {error}") from error
+        load_state_dict(model, weights, strict=True)
         check_finite(model.state_dict(), checkpoint)
     return model.to(device).eval()
 

@@ -15,6 +15,7 @@ from mmengine.config import Config
 
 from ltm_det.basics.files import whole
 from ltm_det.basics.finite import check_numbers
+from ltm_det.basics.words import brief
 from ltm_det.engine.preflight import OWN_HOOKS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,8 @@ def run_tool(command: Sequence[str], log: Path) -> float:
         env = dict(os.environ, **ONE_THREAD)
         done = subprocess.run(run, cwd=ROOT, env=env, stdout=file, stderr=file)
     if done.returncode:
-        raise RuntimeError(f"{as_typed(command)} failed: see {log}")
+        last = brief("\n".join(log.read_text(errors="replace").splitlines()[-5:]))
+        raise RuntimeError(f"{as_typed(command)} failed: see {log}\n{last}")
     return round((time.time() - start) / 60, 2)
 
 

@@ -1,12 +1,16 @@
 """What a run needs and does not find is named in one message with the remedy, and exit code 2."""
 
 from collections.abc import Callable
+from http.client import IncompleteRead
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 
+from ltm_det.basics.errors import InputError
 from ltm_det.engine import PreflightError, preflight
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,21 +107,36 @@ def test_missing_weights() -> None:
         HTTPError("https://example.org/swin.pth", 404, "Not Found", {}, None),
         TimeoutError("timed out"),
         ConnectionResetError("reset"),
+        IncompleteRead(b""),
     ],
     ids=lambda e: type(e).__name__,
 )
-def test_network_errors_name_the_url(error: Exception) -> None:
-    cfg = config()
-    cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint="https://example.org/swin.pth")
-    with pytest.raises(PreflightError) as named, preflight.network_errors_named(cfg):
+def test_network_errors_name_the_url(error: Exception, tmp_path: Path, monkeypatch) -> None:
+    def download(*_: object) -> None:
         raise error
-    assert "cannot download https://example.org/swin.pth" in str(named.value)
-    assert "model.backbone.init_cfg=None" in str(named.value)
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for ending in ("pth", "safetensors?download=true"):
+        url = f"https://example.org/swin.{ending}"
+        with pytest.raises(InputError) as named:
+            CheckpointLoader.load_checkpoint(url)
+        assert f"cannot download {url}" in str(named.value)
+        assert "model.backbone.init_cfg=None" in str(named.value)
 
 
-def test_connection_errors_of_other_origin_pass() -> None:
-    with pytest.raises(ConnectionResetError), preflight.network_errors_named(config()):
-        raise ConnectionResetError
+def test_what_is_no_config_of_a_detector(tmp_path: Path) -> None:
+    for name, text, message in (
+        ("syntax", "model = (", "SyntaxError"),
+        ("name", "model = nothing", "NameError"),
+        ("data", "x = 1", "has no model"),
+    ):
+        (tmp_path / f"{name}.py").write_text(text)
+        with pytest.raises(PreflightError, match=f"{name}.py .*{message}"):
+            preflight.load_config(str(tmp_path / f"{name}.py"))
+    (tmp_path / "a.py").write_text("model = dict(type='A', parts=[1])")
+    with pytest.raises(PreflightError, match="--cfg-options do not fit .*a.py"):
+        preflight.load_config(str(tmp_path / "a.py"), {"model.parts.7": 1})
 
 
 def test_missing_config_and_missing_base(tmp_path: Path) -> None:
@@ -169,7 +188,7 @@ def test_only_the_first_process_of_a_machine_speaks(
 def test_test_without_checkpoint_or_data(fails: Callable, tiny_config: Path, tmp_path) -> None:
     assert "no checkpoint at no.pth" in fails("test.py", tiny_config, "no.pth")
     checkpoint = tmp_path / "c.pth"
-    checkpoint.touch()
+    torch.save(dict(weight=torch.zeros(1)), checkpoint)
     moved = ["--cfg-options", "test_dataloader.dataset.data_root=no/data"]
     assert "no/data/val.json" in fails("test.py", tiny_config, checkpoint, *moved)
     assert "no config file" in fails("test.py", "no.py", checkpoint)

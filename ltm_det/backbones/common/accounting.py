@@ -8,15 +8,21 @@ and :mod:`ltm_det.backbones.vit.weights`.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
+from timm.models import adapt_input_conv
 from torch import Tensor
+
+from ltm_det.basics.words import some
 
 # Mask modules, which a dense checkpoint cannot have: ``mergers`` of a backbone or of a stage,
 # ``merger`` of a block.
 MASK_MODULE = re.compile(r"(?:^|\.)(?:mergers\.\d+|merger)\.")
+
+RGB = 3  # input channels of which those of other images are made
 
 
 class Source(NamedTuple):
@@ -36,6 +42,7 @@ class Family:
     Attributes:
         name: For messages.
         supported: Formats, for messages.
+        patch_embed: The weight (C, channels of the image, h, w) of the first layer.
         recomputed: Matches buffers that the model computes from sizes.
         remedies: For the message of `account`: a pattern of 'missing KEY', 'unexpected KEY' or
             'misfit KEY', and what to do about such keys.
@@ -43,6 +50,7 @@ class Family:
 
     name: str
     supported: str
+    patch_embed: str
     recomputed = re.compile(r"(?!)")
     remedies: Mapping[str, str] = {}
 
@@ -140,13 +148,17 @@ def account(
     changed = [
         key
         for key, value in fitted.items()
-        if value.shape != state[key].shape and not _lone(value, state[key])
+        if _but_channels(family, key, value.shape) != _but_channels(family, key, state[key].shape)
+        and not _lone(value, state[key])
     ]
     notes = {
         "not in the checkpoint, left as initialised": kept,
         "in the checkpoint, not needed": dropped,
         "resampled to the model's size": changed,
     }
+    if (key := family.patch_embed) in fitted and fitted[key].shape[1] != state[key].shape[1]:
+        given, wanted = state[key].shape[1], fitted[key].shape[1]
+        notes[f"of {given} input channels, made into {wanted} as timm does it"] = [key]
     note = "; ".join(f"{what}: {some(keys)}" for what, keys in notes.items() if keys)
     return {key: fitted.get(key, own[key]) for key in own}, note
 
@@ -159,10 +171,19 @@ def _fit(family: Family, key: str, value: Any, own: Tensor, grid: tuple[int, int
         return value
     if _lone(value, own):
         return value.reshape(own.shape)
+    if key == family.patch_embed and value.ndim == own.ndim == 4 and value.shape[1] == RGB:
+        value = adapt_input_conv(own.shape[1], value)
+        if value.shape == own.shape:
+            return value
     resampled = family.resample(key, value, own, grid)
     if resampled is None:
         raise ValueError(f"{tuple(value.shape)} in the checkpoint, {tuple(own.shape)} in the model")
     return resampled
+
+
+def _but_channels(family: Family, key: str, shape: torch.Size) -> tuple[int, ...]:
+    """A shape, without the channels of images."""
+    return (*shape[:1], *shape[2:]) if key == family.patch_embed else tuple(shape)
 
 
 def _lone(one: Tensor, other: Tensor) -> bool:
@@ -239,9 +260,3 @@ def resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
         return x
     mode = "bicubic" if x.ndim == 4 else "linear"
     return F.interpolate(x.float(), size=size, mode=mode, align_corners=False).to(x.dtype)
-
-
-def some(keys: Iterable[str], limit: int = 10) -> str:
-    """The first few keys, for a message."""
-    keys = list(keys)
-    return ", ".join(keys[:limit]) + (f", ... ({len(keys)} in all)" if len(keys) > limit else "")

@@ -9,22 +9,21 @@ Two ways in, both supplied by `AccountedLoading`:
 How keys are accounted for: :mod:`.accounting`.
 """
 
-import hashlib
+import re
+from collections import OrderedDict
 from collections.abc import Mapping, MutableMapping
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ltm_det.backbones.common.accounting import MASK_MODULE, Family, Source, account, some
 from ltm_det.backbones.common.arguments import check_start
+from ltm_det.basics.errors import InputError
+from ltm_det.compat.state_dicts import CHOSEN, find_state, plain_names
 
-# Where files keep their state dict. Self-distillation (DINO) has that of a teacher and a student.
-WRAPPERS = ("state_dict", "model", "teacher")
+PLACE = "backbone."  # in a detector
 
 
 class AccountedLoading:
@@ -48,8 +47,12 @@ class AccountedLoading:
         name, options = type(self).__name__, dict(self.init_cfg)
         check_start(name, options)
         del options["type"]
-        checkpoint = read_checkpoint(options.pop("checkpoint"))
-        note = load_accounted(self.family, self, checkpoint, grid=self.pretrain_grid, **options)
+        file = options.pop("checkpoint")
+        checkpoint, grid = read_checkpoint(file), self.pretrain_grid
+        try:
+            note = load_accounted(self.family, self, checkpoint, grid=grid, **options)
+        except ValueError as error:
+            raise InputError(f"{file} does not fit {name}: {error}") from error
         if note:
             print_log(f"{name}: {note}", logger="current")
 
@@ -61,17 +64,16 @@ class AccountedLoading:
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def read_checkpoint(path: str) -> Mapping[str, Any]:
-    """The content of a file, on the CPU: what mmengine loads, and *.safetensors; local or a URL."""
-    if not path.partition("?")[0].endswith(".safetensors"):
-        return CheckpointLoader.load_checkpoint(path, map_location="cpu")
-    if "://" in path:  # many such files share their name, so the cache goes by the whole URL
-        name = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}.safetensors"
-        url, path = path, str(Path(torch.hub.get_dir(), "checkpoints", name))
-        if not Path(path).exists():
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, path)
-    return safetensors.torch.load_file(Path(path).expanduser())
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """The content of a file, on the CPU: torch's or safetensors, local or a URL.
+
+    Returns:
+        With the weights under 'state_dict'; see :mod:`ltm_det.compat.state_dicts`.
+
+    Raises:
+        InputError: It cannot be read, or holds no weights.
+    """
+    return CheckpointLoader.load_checkpoint(path, map_location="cpu")
 
 
 def read_source(
@@ -85,19 +87,15 @@ def read_source(
     Raises:
         ValueError: On an unknown format.
     """
-    whole, note = checkpoint, ""
-    for key in WRAPPERS:
-        if isinstance(whole.get(key), Mapping):
-            if key == "teacher":
-                note = f"took 'teacher' of {some(whole)}"
-            whole = whole[key]
-    if whole and all(key.startswith("module.") for key in whole):  # saved from inside DDP
-        whole = {key.removeprefix("module."): value for key, value in whole.items()}
-        prefix = prefix and prefix.removeprefix("module.")
+    state, note = find_state(checkpoint)
+    whole, gone = plain_names(state)
+    notes = [note, gone]
     if prefix is None:
-        prefix = "backbone." if any(key.startswith("backbone.") for key in whole) else ""
-    elif prefix and not prefix.endswith("."):
-        prefix += "."
+        prefix = _place(family, whole)
+        if prefix not in ("", PLACE):
+            notes.append(f"took the backbone under {prefix!r}")
+    elif prefix:
+        prefix = prefix.removeprefix("module.").removesuffix(".") + "."
     state = {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
     source = family.read(state, whole)
     if source is None:
@@ -106,12 +104,28 @@ def read_source(
             f"{some(whole)}. Supported: {family.supported}. For a backbone in another place set "
             "init_cfg's prefix."
         )
-    return source, note
+    return source, "; ".join(filter(None, notes))
+
+
+def _place(family: Family, whole: Mapping[str, Tensor]) -> str:
+    """Where in a state dict the backbone lies."""
+    places = {match[0] for key in whole if (match := re.match(r"(?:.+?\.)??backbone\.", key))}
+    if PLACE in places or not places:
+        first = {key.partition(".")[0] for key in whole}
+        if not places and len(first) == 1 and family.read(dict(whole), whole) is None:
+            return f"{first.pop()}."  # Lightning's 'model.', say, before all names
+        return PLACE if places else ""
+    chosen = places if len(places) == 1 else {place for place in places if CHOSEN in place}
+    if len(chosen) != 1:
+        raise ValueError(f"several backbones, under {some(sorted(places))}: set init_cfg's prefix")
+    return chosen.pop()
 
 
 def without_mergers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a backbone or of a whole detector, without its mask modules."""
-    return {key: value for key, value in state_dict.items() if not MASK_MODULE.search(key)}
+    own = OrderedDict((k, v) for k, v in state_dict.items() if not MASK_MODULE.search(k))
+    own._metadata = getattr(state_dict, "_metadata", None) or {}  # for one, where it comes from
+    return own
 
 
 def share_weights(dense: nn.Module, merged: nn.Module) -> None:
@@ -132,9 +146,8 @@ def load_accounted(
     Args:
         family: Of the model.
         model: A backbone.
-        checkpoint: What the file holds: a state dict, or one under one of the `WRAPPERS`.
-        prefix: Where the backbone lies, such as 'student.backbone.'. None: 'backbone.' if any key
-            starts so, else the top level.
+        checkpoint: What the file holds, see :func:`ltm_det.compat.state_dicts.find_state`.
+        prefix: Where the backbone lies, such as 'student.backbone.'. None: it is looked for.
         drop_mergers: Whether to leave out, knowingly, the checkpoint's mask modules.
         grid: See `account`.
 
@@ -177,8 +190,9 @@ def account_prefixed(
     part = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
     if not part:
         raise ValueError(
-            f"The checkpoint holds nothing under {prefix!r}. Weights of a backbone alone belong in "
-            "its init_cfg=dict(type='Pretrained', checkpoint=...), not in load_from."
+            f"The checkpoint holds nothing under {prefix!r}. Give the checkpoint of a whole "
+            "detector; weights of a backbone alone belong in its "
+            "init_cfg=dict(type='Pretrained', checkpoint=...), not in load_from."
         )
     source = family.read(part, part)
     fitted, note = account(family, own, part if source is None else source.state, grid=grid)

@@ -51,6 +51,7 @@ class SwinFamily(Family):
     - May be unexpected: a classifier's head and final norm; the output norm of a stage that the
       model has but does not output; what `RECOMPUTED` matches.
     - Resampled to the model's size: relative-position tables, absolute position embedding.
+    - Of images in colour, in a model of other input channels: the patch embedding.
     """
 
     name = "Swin"
@@ -59,6 +60,7 @@ class SwinFamily(Family):
         "'layers_0.blocks...'), mmdet's Swin backbones ('stages.0.blocks...'), whole mmdet "
         "detectors and MMPretrain classifiers ('backbone.stages.0.blocks...')"
     )
+    patch_embed = "patch_embed.projection.weight"
     recomputed = RECOMPUTED
     remedies = {
         r"^missing norm\d": "only a classifier may lack output norms; load one through the "
@@ -119,7 +121,7 @@ class SwinFamily(Family):
                 scope = "stage" if match[3] == "mergers" else "block"
                 kept = f"keeps {value.shape[-1]} of {tokens} tokens"
                 mergers[match[1]] = f"{match[1]} (scope={scope!r}, {kept})"
-        embed = state.get("patch_embed.projection.weight")
+        embed = state.get(self.patch_embed)
         return (
             f"embed_dims={'?' if embed is None else len(embed)}, "
             f"depths={tuple(len(tables[stage]) for stage in sorted(tables))}, "

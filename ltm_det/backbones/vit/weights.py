@@ -61,6 +61,7 @@ class ViTFamily(Family):
       tokens if the model has no prefix tokens; the final norm if it has none.
     - May be unexpected everywhere: positions of tokens that are not there or not needed.
     - Resampled to the model's size: absolute and relative positions, the patch embedding.
+    - Of images in colour, in a model of other input channels: the patch embedding.
 
     The number of heads leaves no trace in a checkpoint without relative positions.
     """
@@ -71,6 +72,7 @@ class ViTFamily(Family):
         "and mmdet's ViTDet ('blocks.0.attn.qkv...'), MMPretrain's ViT ('layers.0.attn.qkv...'), "
         "each also below 'backbone.'"
     )
+    patch_embed = PATCH_EMBED
     remedies = {
         r" (?:prefix_tokens|(?:cls|dist|reg)_token)$": "set prefix_tokens to the number of the "
         "checkpoint's class, distillation and register tokens, or, for backbone weights through "
