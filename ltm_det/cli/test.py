@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ltm_det.cli.check_data import add_options, before_run
 from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.deploy.detector import FORMATS
 from ltm_det.detectors import FAST, check_lean
@@ -46,6 +47,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="override settings of the config, such as test_dataloader.batch_size=4; "
         'lists as key="[a,b]", without white space',
     )
+    add_options(of)
     where.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     where.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(words)
@@ -127,7 +129,7 @@ def test(args: argparse.Namespace) -> None:
         cfg = trigger_visualization_hook(cfg, args)
     if preflight.is_local_main(args.launcher):
         preflight.check_checkpoint(args.checkpoint)
-        preflight.check_data(cfg, "test")
+    before_run(cfg, args, "test")
     with preflight.launched(cfg), preflight.network_errors_named(cfg):
         runner = build_runner(cfg, exported)
         if args.out is not None:

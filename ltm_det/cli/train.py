@@ -8,6 +8,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ltm_det.cli.check_data import add_options, before_run
 from ltm_det.cli.common import command, config_file, new_parser
 from ltm_det.engine import preflight
 
@@ -42,6 +43,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="override settings of the config, such as train_dataloader.batch_size=4; "
         'lists as key="[a,b]", without white space',
     )
+    add_options(of)
     where.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     where.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(words)
@@ -76,8 +78,8 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     cfg = preflight.load_run_config(args)
     apply_options(cfg, args)
+    before_run(cfg, args, "train", "val")
     if preflight.is_local_main(args.launcher):
-        preflight.check_data(cfg, "train", "val")
         preflight.check_weights(cfg)
         preflight.check_amp(cfg)
     with preflight.launched(cfg), preflight.network_errors_named(cfg):
