@@ -7,6 +7,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 FAR = 1e9  # beyond it a number is no place in a picture; NaN and infinities are beyond it too
+NUMBERS = {int, float}
 FIRST, LAST = 48, chr(48 + 32)  # of COCO's characters, and of those that end a run
 LONGEST = 6  # characters of a run, of 30 bits
 TOGETHER = 5000  # texts at a time
@@ -14,6 +15,13 @@ TOGETHER = 5000  # texts at a time
 
 def is_number(value: Any) -> bool:
     return type(value) in (int, float) and -FAR < value < FAR
+
+
+def are_numbers(values: list[Any]) -> bool:
+    """Of many, without a look at each in Python; a sum with a NaN is one."""
+    if not values or not NUMBERS.issuperset(map(type, values)):
+        return not values
+    return -FAR < min(values) and max(values) < FAR and sum(values) == sum(values)
 
 
 def wrong_mask(
@@ -42,7 +50,7 @@ def wrong_mask(
 def wrong_polygon(polygon: Any) -> str:
     if not isinstance(polygon, list):
         return f"a polygon is {_short(polygon)}"
-    if not all(type(x) in (int, float) and -FAR < x < FAR for x in polygon):
+    if not are_numbers(polygon):
         bad = next(x for x in polygon if not is_number(x))
         return f"a polygon has {_short(bad)} among its numbers"
     if len(polygon) % 2:

@@ -60,7 +60,7 @@ def sources(
     """
     evaluators = list(evaluators)
     masks = any("segm" in _listed(metric.get("metric")) for metric in evaluators)
-    scored = not all(metric.get("format_only") for metric in evaluators)
+    scored = not (evaluators and all(metric.get("format_only") for metric in evaluators))
     read, classes = set(), None
     for place, dataset in enumerate(datasets):
         kind = dataset["type"]
