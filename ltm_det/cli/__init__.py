@@ -9,6 +9,7 @@ from ltm_det.cli.common import BAD_INPUT, CONSOLE, interrupted
 # By name, in the order in which one meets them: what a command does.
 COMMANDS = {
     "demo-data": "make a small COCO data set, of handwritten digits on photographs",
+    "check-data": "look for faults in COCO data before training meets them",
     "train": "train a detector",
     "test": "box and mask AP of a checkpoint, or of an exported file",
     "predict": "find objects on pictures, in folders and in videos",

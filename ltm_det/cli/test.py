@@ -17,6 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ltm_det.basics.files import whole
+from ltm_det.cli.check_data import add_options, before_run
 from ltm_det.cli.common import OutputFile, command, config_file, new_parser, output_folder
 from ltm_det.compat.checkpoint import fitting
 from ltm_det.deploy.detector import FORMATS
@@ -50,6 +51,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="override settings of the config, such as test_dataloader.batch_size=4; "
         'lists as key="[a,b]", without white space',
     )
+    add_options(of)
     where.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     where.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(words)
@@ -141,7 +143,7 @@ def test(args: argparse.Namespace) -> None:
         cfg = trigger_visualization_hook(cfg, args)
     if preflight.is_local_main(args.launcher):
         preflight.check_checkpoint(args.checkpoint)
-        preflight.check_data(cfg, "test")
+    before_run(cfg, args, "test")
     with preflight.launched(cfg), fitting(), building(cfg):
         runner = build_runner(cfg, exported)
         if args.out is not None:

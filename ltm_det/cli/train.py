@@ -8,8 +8,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ltm_det.cli import check_data, own_data
 from ltm_det.cli.common import command, config_file, new_parser, output_folder
-from ltm_det.cli.own_data import add_options, check_options, use_own_data
 from ltm_det.compat.checkpoint import BACKBONE, fitting
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
@@ -47,11 +47,12 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="override settings of the config, such as train_dataloader.batch_size=4; "
         'lists as key="[a,b]", without white space',
     )
-    add_options(parser)
+    check_data.add_options(of)
+    own_data.add_options(parser)
     where.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     where.add_argument("--local_rank", "--local-rank", type=int, default=0)
     args = parser.parse_args(words)
-    check_options(parser, args)
+    own_data.check_options(parser, args)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return args
 
@@ -82,11 +83,11 @@ def train(args: argparse.Namespace) -> None:
     local_main = preflight.is_local_main(args.launcher)
     say = print if local_main else lambda words: None
     if args.data is not None:
-        use_own_data(cfg, args, say)
+        own_data.use_own_data(cfg, args, say)
     apply_options(cfg, args)
     resume(cfg, args.resume, say)
+    check_data.before_run(cfg, args, "train", "val")
     if local_main:
-        preflight.check_data(cfg, "train", "val")
         preflight.check_weights(cfg)
         preflight.check_amp(cfg)
     with preflight.launched(cfg), fitting(BACKBONE), disk_errors_named(cfg), building(cfg):

@@ -4,14 +4,15 @@
 """
 
 from ltm_det.compat.checkpoint import allow_mmengine_checkpoints, load_safely
+from ltm_det.compat.class_names import match_classes_by_name
 from ltm_det.compat.complexity import count_fused_attention
 from ltm_det.compat.configs import find_our_configs
 from ltm_det.compat.ops import provide_mmcv_ops
 
 
 def apply() -> None:
-    """Put all in place: compiled ops that mmdet needs, safe loading, counts of attention, and our
-    configs by name.
+    """Put all in place: compiled ops that mmdet needs, safe loading, counts of attention, our
+    configs by name, and classes by name.
 
     Raises:
         ImportError: Neither mmcv nor mmcv-lite is installed.
@@ -21,6 +22,7 @@ def apply() -> None:
     load_safely()
     count_fused_attention()
     find_our_configs()
+    match_classes_by_name()
 
 
 __all__ = [
@@ -29,5 +31,6 @@ __all__ = [
     "count_fused_attention",
     "find_our_configs",
     "load_safely",
+    "match_classes_by_name",
     "provide_mmcv_ops",
 ]
