@@ -17,7 +17,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def use_safe_checkpoints(cfg: Config) -> None:
     """Puts :class:`SafeCheckpointHook` where a config has mmengine's hook, or leaves it to it."""
-    cfg.setdefault("default_hooks", {}).setdefault("checkpoint", dict(type="CheckpointHook"))
+    hooks = cfg.get("default_hooks") or {}
+    cfg.default_hooks = dict(checkpoint=dict(type="CheckpointHook")) | hooks
     for hook in (cfg.default_hooks.checkpoint, *(cfg.get("custom_hooks") or [])):
         if hook is not None and str(hook.get("type")).rpartition(".")[2] == "CheckpointHook":
             hook["type"] = "mmdet.SafeCheckpointHook"
