@@ -94,12 +94,14 @@ def check_output(path: str | Path, folder: bool = False) -> None:
     path = Path(path)
     what = "folder" if folder else "file"
     try:
-        if path.exists() and folder != path.is_dir():
+        if path.exists() and not (path.is_dir() if folder else path.is_file()):
             here = "a folder" if path.is_dir() else "a file" if path.is_file() else "no plain file"
             raise InputError(f"{path} is {here}: name a {what} to write")
         there = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
         if not there.exists():
-            raise InputError(f"{there} is a link to nothing: name another {what}")
+            raise InputError(
+                f"{path} cannot be made, since {there} is a link to nothing: name another {what}"
+            )
         if there.is_file() and there != path.absolute():
             raise InputError(f"{path} cannot be made, since {there} is a file: name another {what}")
         if there.is_file() and not os.access(there, os.W_OK):

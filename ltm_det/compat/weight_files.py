@@ -100,6 +100,9 @@ def read_file(file: str | Path, map_location: Any = None, glance: bool = False) 
     try:
         if safe:
             return _read_safetensors(file, map_location)
+        if str(file).endswith(SAFETENSORS):  # by such a name newer torch leaves it to safetensors
+            with open(file, "rb") as stream:
+                return torch.load(stream, map_location=map_location, weights_only=True)
         mapped = glance and zipfile.is_zipfile(file)  # which torch's former format cannot be
         return torch.load(file, map_location=map_location, weights_only=True, mmap=mapped)
     except torch.cuda.OutOfMemoryError:  # of a GPU: not the file's fault

@@ -103,7 +103,7 @@ def load_spec(path: Path) -> tuple[dict[str, Backbone], list[Cell]]:
         raise SpecError(f"no spec at {path}; tools/compare_demo.yaml is one")
     try:
         spec = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is no YAML: {error}") from error
     check_keys("the spec", spec, ("backbones", "mergers", "runs"))
     check_type("backbones", spec["backbones"], dict)

@@ -270,3 +270,13 @@ def test_bad_wishes_for_unlabelled_images_are_named(tiny_config: Path) -> None:
         unlabelled_batches(cfg, 1, split="val")
     with pytest.raises(ValueError, match="no test_dataloader or val_dataloader"):
         unlabelled_batches(cfg, 1)
+
+
+def test_safetensors_are_written_and_tested(
+    main: Callable, swin: tuple, tmp_path: Path, capsys
+) -> None:
+    for name, option in (("a.safetensors", []), ("b.pth", ["--safetensors"])):
+        out = (tmp_path / name).with_suffix(".safetensors")
+        assert main("convert.py", *swin, *HALF, "--out", tmp_path / name, *option) == 0
+        assert f"{out}" in capsys.readouterr().out and not (tmp_path / "b.pth").exists()
+        assert main("test.py", out.with_suffix(".py"), out, "--work-dir", tmp_path / "t") == 0
