@@ -119,7 +119,8 @@ def under_own_names(
     chosen = known if len(known) == 1 else [p for p in known if CHOSEN in p]
     if len(chosen) != 1:
         raise ValueError(
-            f"it holds several models, under {some(known)}\nSave the weights of one of them alone"
+            f"{origin(state)} holds several models, under {some(known)}\n"
+            "Save the weights of one of them alone"
         )
     prefix = chosen[0]
     kept = OrderedDict(
