@@ -22,6 +22,7 @@ from ltm_det.basics.finite import check_finite
 from ltm_det.cli.common import OutputFile, command, config_file, new_parser, typed, write_json
 from ltm_det.compat.state_dicts import under_own_names
 from ltm_det.compat.weight_files import SAFETENSORS
+from ltm_det.conversion.convert import merged_config
 from ltm_det.conversion.search import (
     PARTS,
     SEARCHED,
@@ -33,7 +34,7 @@ from ltm_det.conversion.search import (
     write,
 )
 from ltm_det.engine import preflight
-from ltm_det.measure.flops import build_detector
+from ltm_det.measure.flops import build_detector, dense_twin
 from ltm_det.merging import MERGERS
 
 EXAMPLE = "dense.py dense.pth --part detector --cost latency --budget 0.6 --out ltm.py"
@@ -122,6 +123,7 @@ def run(args: argparse.Namespace) -> int | None:
     preflight.check_data(cfg, "train")
     preflight.check_checkpoint(args.checkpoint)
     checkpoint = read_checkpoint(args.checkpoint)
+    merged_config(dense_twin(cfg) or cfg, {})  # raises on a backbone that cannot merge
     own = build_detector(cfg).state_dict()
     checkpoint["state_dict"], _ = under_own_names(own, checkpoint["state_dict"])
     check_finite(without_mergers(checkpoint["state_dict"]), args.checkpoint)

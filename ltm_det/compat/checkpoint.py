@@ -180,6 +180,10 @@ def _load_state_dict(
         # mmdet's Swin makes them itself, and its checkpoints have them; ours do not
         made = {key: own[key] for key in own if key.endswith("relative_position_index")}
         complete = type(state_dict)({**made, **state})
+        if hasattr(module, BACKBONE) and not any(k.startswith(f"{BACKBONE}.") for k in own):
+            # an exported file in the backbone's place has weights of its own
+            for key in [k for k in complete if k.startswith(f"{BACKBONE}.")]:
+                del complete[key]
         complete._metadata = getattr(state, "_metadata", None) or {}
         _mmengines_load(module, complete, strict or _part.get() == WHOLE, logger)
     except ValueError as error:

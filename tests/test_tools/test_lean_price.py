@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.test_tools.detectors import SWIN, saved_detector
 
@@ -37,7 +38,7 @@ def test_what_is_missing_is_named(
     assert main("analysis/lean_price.py", tiny_config, "no.pth", "--out", tmp_path / "a") == 2
     assert "no checkpoint at no.pth" in capsys.readouterr().err
     checkpoint = tmp_path / "a.pth"
-    checkpoint.write_bytes(b"")
+    torch.save(dict(weight=torch.ones(1)), checkpoint)
     words = [tiny_config, checkpoint, "--out", tmp_path / "a", "--recipes", "cheap"]
     assert main("analysis/lean_price.py", *words) == 2
     assert "no recipe ['cheap']: choose from ['mmdet', 'fast', 'pro" in capsys.readouterr().err
