@@ -210,7 +210,8 @@ def test_a_best_that_fails_to_be_written_is_still_to_be_beaten(
 ) -> None:
     """Writes are iter_2, best, iter_2 again, iter_4, then the best that fails."""
     full_disk(5)
-    options = dict(scores=SCORES, save_best="acc", max_keep_ckpts=1)
+    scores = [(0.1, 0), (0.3, 0), (0.05, 0)]
+    options = dict(scores=scores, save_best="acc", max_keep_ckpts=1)
     run = runner(tmp_path, 5, save_last=False, **options)
     run.train()
     assert names(tmp_path) == {"best_acc_iter_2.pth", "iter_4.pth"}
