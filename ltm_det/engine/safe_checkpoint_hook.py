@@ -59,7 +59,7 @@ class SafeCheckpointHook(CheckpointHook):
     Args:
         on_failure: What follows where a checkpoint can't be written, as on a full disk: 'continue'
             keeps the old one and tries again at the next interval, 'stop' ends the run with
-            :class:`InputError`.
+            :class:`InputError`, as it ends where the last checkpoint of all can't be written.
         options: Those of mmengine's hook.
     """
 
@@ -102,10 +102,11 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
-        if not self.tried(runner, path, partial(self.write, runner, path, step, meta)):
+        if not self.tried(runner, path, step, partial(self.write, runner, path, step, meta)):
             return
         pointer = Path(runner.work_dir) / POINTER
-        if not is_main_process() or self.tried(runner, pointer, partial(write_text, pointer, path)):
+        point = partial(write_text, pointer, path)
+        if not is_main_process() or self.tried(runner, pointer, step, point):
             self.delete_oldest(runner)
 
     def write(self, runner: Runner, path: str, step: int, meta: dict) -> None:
@@ -162,7 +163,7 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.save_best:
             return
-        before = self.best
+        before, step = self.best, runner.epoch if self.by_epoch else runner.iter
         save = super()._save_best_checkpoint
 
         def write() -> None:
@@ -175,7 +176,7 @@ class SafeCheckpointHook(CheckpointHook):
                     self.delete(runner, path)
                 raise
 
-        if self.tried(runner, "the best checkpoint", write):
+        if self.tried(runner, "the best checkpoint", step, write):
             after = self.best
             self.best = {key: after[key] or old for key, old in before.items()}
             for key, old in before.items():
@@ -198,8 +199,11 @@ class SafeCheckpointHook(CheckpointHook):
     def whole(self, runner: Runner | WholeRunner) -> WholeRunner:
         return runner if isinstance(runner, WholeRunner) else WholeRunner(runner, self.local)
 
-    def tried(self, runner: Runner, what: object, write: Callable[[], None]) -> bool:
+    def tried(self, runner: Runner, what: object, step: int, write: Callable[[], None]) -> bool:
         """Whether something could be written; if not, all is as before, and the user is told.
+
+        Args:
+            step: Iterations, or epochs, that are done.
 
         Raises:
             InputError: It could not, and the run is to stop then.
@@ -219,7 +223,8 @@ class SafeCheckpointHook(CheckpointHook):
                 if self.last_ckpt
                 else "There is no checkpoint yet"
             )
-            if self.on_failure == "stop":
+            end = runner.max_epochs if self.by_epoch else runner.max_iters
+            if self.on_failure == "stop" or step >= end:
                 remedy = "Make room there, and go on with --resume"
                 raise InputError(f"{words}\n{remedy}") from error
             runner.logger.error(f"{words}\nTraining goes on, and tries again at the next interval")

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import config as config_module
 from mmengine.fileio import LocalBackend
+from mmengine.runner import runner as runner_module
 
 from ltm_det.basics import files
 from ltm_det.cli import train
@@ -121,6 +123,9 @@ def fork(work: Callable[[], int | None], log: Path) -> int:
 
 def start(config: Path, work_dir: Path, log: Path, stage: str | None = None, save: int = 1) -> int:
     def work() -> int:
+        # most of such a run's time: the config is set anew for each checkpoint
+        config_module.FormatCode = lambda text, **_: (text, True)
+        runner_module.collect_env = dict
         if stage is not None:
             aim(stage, save)
         return train.main([str(config), "--work-dir", str(work_dir), "--resume"])

@@ -116,7 +116,7 @@ def test_a_full_disk_keeps_the_old_and_training_goes_on(
     tmp_path: Path, full_disk: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:
     full_disk(2, 3)
-    run = runner(tmp_path, max_keep_ckpts=1, iterations=6)
+    run = runner(tmp_path, max_keep_ckpts=1, iterations=7, save_last=False)
     run.logger.addHandler(caplog.handler)
     seen = {}
 
@@ -142,7 +142,7 @@ def test_a_full_disk_keeps_the_old_and_training_goes_on(
 
 def test_half_a_file_that_no_error_told_of_is_seen(tmp_path: Path, full_disk: Callable) -> None:
     full_disk(2, half=True)
-    runner(tmp_path, max_keep_ckpts=1, iterations=4).train()
+    runner(tmp_path, max_keep_ckpts=1, iterations=5, save_last=False).train()
     assert names(tmp_path) == {"iter_2.pth"} and named(tmp_path) == "iter_2.pth"
 
 
@@ -155,6 +155,13 @@ def test_on_request_a_full_disk_ends_the_run(tmp_path: Path, full_disk: Callable
     check_resumable(tmp_path / "iter_2.pth")
 
 
+def test_a_run_whose_end_is_lost_does_not_end_well(tmp_path: Path, full_disk: Callable) -> None:
+    full_disk(4)
+    with pytest.raises(InputError, match=r"(?s)iter_8\.pth .*iter_6\.pth.*--resume"):
+        runner(tmp_path, max_keep_ckpts=1).train()
+    assert named(tmp_path) == "iter_6.pth"
+
+
 def test_a_full_disk_at_last_checkpoint_keeps_both(tmp_path: Path, monkeypatch) -> None:
     own, calls = Path.write_text, iter(range(1, 100))
 
@@ -164,7 +171,7 @@ def test_a_full_disk_at_last_checkpoint_keeps_both(tmp_path: Path, monkeypatch) 
         return own(path, text)
 
     monkeypatch.setattr(Path, "write_text", full)
-    runner(tmp_path, max_keep_ckpts=1, iterations=4).train()
+    runner(tmp_path, max_keep_ckpts=1, iterations=5, save_last=False).train()
     assert names(tmp_path) == {"iter_2.pth", "iter_4.pth"} and named(tmp_path) == "iter_2.pth"
     runner(tmp_path / "more", max_keep_ckpts=1).train()
     assert names(tmp_path / "more") == {"iter_8.pth"}
@@ -203,7 +210,9 @@ def test_a_best_that_fails_to_be_written_is_still_to_be_beaten(
 ) -> None:
     """Writes are iter_2, best, iter_2 again, iter_4, then the best that fails."""
     full_disk(5)
-    run = runner(tmp_path, 4, scores=SCORES, save_best="acc", max_keep_ckpts=1)
+    scores = [(0.1, 0), (0.3, 0), (0.05, 0)]
+    options = dict(scores=scores, save_best="acc", max_keep_ckpts=1)
+    run = runner(tmp_path, 5, save_last=False, **options)
     run.train()
     assert names(tmp_path) == {"best_acc_iter_2.pth", "iter_4.pth"}
     assert run.message_hub.get_info("best_score") == 0.1

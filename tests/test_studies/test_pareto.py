@@ -23,7 +23,13 @@ def summary(
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    savefig = Figure.savefig
+
+    def draw(figure: Figure, *words: object, **options: object) -> None:
+        figures.append(figure)
+        savefig(figure, *words, **options)
+
+    monkeypatch.setattr(Figure, "savefig", draw)
     return figures
 
 
