@@ -105,7 +105,9 @@ def truth(coco: Coco) -> dict[int, list[tuple[list, str]]]:
 
 
 def test_labels_are_those_of_the_names(coco: Coco, file: Path) -> None:
-    dataset = CocoDataset(ann_file=str(file), metainfo=dict(classes=CLASSES), pipeline=[])
+    dataset = CocoDataset(
+        ann_file=str(file), metainfo=dict(classes=CLASSES), pipeline=[], data_prefix=dict(img="")
+    )
     assert len(dataset) == 8
     for index in range(8):
         info = dataset.get_data_info(index)
@@ -118,6 +120,7 @@ def test_training_keeps_images_of_the_classes(coco: Coco, file: Path) -> None:
         ann_file=str(file),
         metainfo=dict(classes=CLASSES),
         pipeline=[],
+        data_prefix=dict(img=""),
         filter_cfg=dict(filter_empty_gt=True),
     )
     assert len(dataset) == 8
@@ -169,6 +172,24 @@ def test_other_questions_are_answered_as_before(tmp_path: Path) -> None:
     assert api.get_cat_ids() == [1, 2, 3, 4]
     assert api.get_cat_ids(cat_ids=[2, 9]) == [2]
     assert api.get_cat_ids(["box", "rod"], cat_ids=[3]) == [3]
+
+
+@pytest.mark.parametrize("found", CLASSES)
+def test_the_table_of_classes_names_the_right_one(found: str, coco: Coco, file: Path) -> None:
+    """Where one class alone is found, it alone has an AP above 0."""
+    metric = CocoMetric(ann_file=str(file), classwise=True)
+    metric.dataset_meta = dict(classes=CLASSES)
+    given = truth(coco)
+    for image, things in given.items():
+        own = [box for box, name in things if name == found] or [[0, 0, 1, 1]]
+        labels = torch.full((len(own),), CLASSES.index(found))
+        boxes = torch.tensor(own, dtype=torch.float32)
+        predicted = dict(bboxes=boxes, labels=labels, scores=torch.ones(len(own)))
+        metric.process({}, [dict(img_id=image, ori_shape=(SIDE, SIDE), pred_instances=predicted)])
+    table = metric.evaluate(len(given))
+    there = {name for things in given.values() for _, name in things}
+    right = {name: float(name == found) for name in there}
+    assert {name: table[f"coco/{name}_precision"] for name in there} == right
 
 
 @pytest.mark.parametrize("where", ["file", "classes"])
