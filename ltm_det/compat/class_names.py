@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
+import numpy as np
+
 from ltm_det.basics.errors import InputError
 
 Asked = str | int | Sequence[Any]
@@ -18,10 +20,15 @@ Asked = str | int | Sequence[Any]
 def match_classes_by_name() -> None:
     """Lets mmdet's data sets and metrics find categories by name, and COCO count annotation 0."""
     from mmdet.datasets.api_wrappers import COCO
+    from mmdet.evaluation.metrics import coco_metric, ov_coco_metric
 
     if not hasattr(COCO.get_cat_ids, "__wrapped__"):
         COCO.get_cat_ids = by_name(COCO.get_cat_ids)
         COCO.createIndex = without_zero(COCO.createIndex)
+        for name in ("COCOeval", "COCOevalMP"):
+            globals()[name] = in_order(getattr(coco_metric, name))  # where pickles find it
+            for module in (coco_metric, ov_coco_metric):
+                setattr(module, name, globals()[name])
 
 
 def by_name(get_cat_ids: Any) -> Any:
@@ -68,6 +75,28 @@ def without_zero(create_index: Any) -> Any:
         create_index(self)
 
     return index
+
+
+def in_order(evaluation: type) -> type:
+    """COCO's evaluation with its results in the order of the categories asked for.
+
+    COCO sorts the ids, and mmdet reads the results of single classes in its own order.
+    """
+
+    class Ordered(evaluation):
+        def evaluate(self) -> None:
+            self.asked = list(self.params.catIds)
+            super().evaluate()
+
+        def accumulate(self, p: Any = None) -> None:
+            super().accumulate(p)
+            if self.params.useCats and self.eval:
+                order = np.searchsorted(np.unique(self.asked), self.asked)
+                for name, axis in (("precision", 2), ("scores", 2), ("recall", 1)):
+                    self.eval[name] = np.take(self.eval[name], order, axis)
+
+    Ordered.__name__ = Ordered.__qualname__ = evaluation.__name__
+    return Ordered
 
 
 def _some(asked: Asked) -> bool:

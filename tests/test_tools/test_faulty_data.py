@@ -152,3 +152,32 @@ def test_the_start_stops_or_leaves_out(
     learnt = case.kind != "nothing to learn from"
     whole = [key for key, name in truth[split].items() if learnt and name != case.lost]
     assert len(found.keys() & set(whole)) >= len(whole) - 2  # an image has two objects
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["picture missing", "segmentation of two points"])
+def test_training_and_testing_without_what_is_bad(
+    name: str, made: Callable, main: Callable, tmp_path: Path, capsys
+) -> None:
+    """The commands themselves: they stop before the first step, or go the whole way."""
+    config = made(name, "train")
+    shutil.copy(config.parent / "train.json", config.parent / "val.json")
+    shutil.rmtree(config.parent / "val")
+    shutil.copytree(config.parent / "train", config.parent / "val")
+    work = tmp_path / "work"
+    options = ["train_cfg.max_iters=2", "train_dataloader.num_workers=0"]
+    options += ["train_dataloader.persistent_workers=False", "train_cfg.val_interval=2"]
+    options += ["default_hooks.checkpoint.interval=2"]
+    words = [config, "--work-dir", work, "--cfg-options", *options]
+    assert main("train.py", *words) == 2
+    stopped = capsys.readouterr().err
+    assert CASES[name].names in stopped and "--skip-bad" in stopped and "Traceback" not in stopped
+    assert not work.exists()
+    assert main("train.py", *words, "--skip-bad") == 0
+    (log,) = work.glob("*/*.log")
+    assert "mended_data" in log.read_text() and "left out" in log.read_text()
+    checkpoint = work / "iter_2.pth"
+    words = [config, checkpoint, "--work-dir", tmp_path / "test"]
+    assert main("test.py", *words) == 2
+    assert main("test.py", *words, "--skip-bad") == 0
+    capsys.readouterr()
