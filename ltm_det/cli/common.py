@@ -64,7 +64,10 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             value = action.metavar or action.dest
             if not action.option_strings:
-                words.append(f"{value} ..." if action.nargs in ("+", argparse.REMAINDER) else value)
+                more = action.nargs in ("+", argparse.REMAINDER)
+                words.append(
+                    f"[{value}]" if action.nargs == "?" else f"{value} ..." * more or value
+                )
             elif action.required:
                 words.append(f"{action.option_strings[0]} {value.upper()}")
         return " ".join([*words, "[options]"])

@@ -11,6 +11,7 @@ from mmengine.device import get_device
 from ltm_det.cli.common import config_file
 from ltm_det.conversion.own_config import on_own_data
 from ltm_det.datasets.own import own_data
+from ltm_det.engine.config_files import override
 from ltm_det.merging import MERGERS
 
 FAMILIES = ("swin_t", "swin_s", "swin_b", "vit_s", "vit_b", "vit_l")
@@ -65,6 +66,7 @@ def use_own_data(cfg: Config, args: argparse.Namespace, say: Callable[[str], Any
         cfg.work_dir = str(Path("work_dirs") / f"{args.data.stem}_{Path(args.config).stem}")
     files = data.write(Path(cfg.work_dir) / "annotations")
     on_own_data(cfg, data, files, args.epochs, args.batch, say)
+    override(cfg, args.cfg_options or {})  # what is typed wins over what was read from the data
     if args.merger == DENSE:
         cfg.model.backbone.merger = None
     elif args.merger is not None:

@@ -49,7 +49,8 @@ def on_own_data(
     heads = set_classes(cfg.model, len(data.classes))
     if not heads:
         raise InputError(f"no part of a {cfg.model.type} has num_classes: it is no detector")
-    say(f"{data.form} data, {len(data.classes)} classes: {', '.join(data.classes[:10])}")
+    names = ", ".join(data.classes[:10]) + ", ..." * (len(data.classes) > 10)
+    say(f"{data.form} data, classes: {len(data.classes)} ({names})")
     if not data.masked:
         without_masks(cfg)
         say("the data have boxes alone, no masks: the detector finds boxes alone")
@@ -61,8 +62,8 @@ def on_own_data(
     epochs = epochs or max(EPOCHS, ceil(LEAST / steps))
     set_schedule(cfg, steps * epochs, batch)
     say(
-        f"{pictures} pictures of about {longer} x {shorter}, {batch} a step: {epochs} epochs, "
-        f"{steps * epochs} iterations"
+        f"{pictures} pictures of about {longer} x {shorter}, {batch} a step, --epochs {epochs}: "
+        f"{steps * epochs} iterations, learning rate {cfg.optim_wrapper.optimizer.lr:.3g}"
     )
     return cfg
 

@@ -42,8 +42,8 @@ def test_all_that_the_data_say_is_set(tmp_path: Path) -> None:
     assert cfg.test_evaluator.metric == ["bbox", "segm"]
     assert cfg.train_cfg.max_iters == 20 and cfg.train_dataloader.batch_size == 2
     assert cfg.param_scheduler[-1].end == 20 and cfg.default_hooks.checkpoint.by_epoch is False
-    assert "3 classes: dog, cat, owl" in said[0]
-    assert "3 pictures of about 64 x 64, 2 a step: 10 epochs, 20 iterations" in said[1]
+    assert said[0] == "COCO data, classes: 3 (dog, cat, owl)"
+    assert "3 pictures of about 64 x 64, 2 a step, --epochs 10: 20 iterations" in said[1]
 
 
 def test_a_short_set_is_gone_through_more_often(tmp_path: Path) -> None:

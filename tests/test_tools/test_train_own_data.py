@@ -23,7 +23,7 @@ def test_it_trains_and_can_be_tested(
     words = ("--data", tmp_path / "data", "--epochs", 1, "--batch", 2, "--work-dir", work)
     assert main("train.py", DEMO, *words) == 0
     said = capfd.readouterr()
-    assert "3 classes" in said.out and metric in said.out + said.err
+    assert "classes: 3" in said.out and metric in said.out + said.err
     (config,) = work.glob("*.py")  # what was trained, to be given to all other commands
     assert Config.fromfile(config).train_cfg.max_iters == 2
     assert main("test.py", config, work / "iter_2.pth") == 0
@@ -48,6 +48,15 @@ def test_a_family_is_a_config_of_ours(tmp_path: Path, monkeypatch: pytest.Monkey
     assert parsed(*given).model.backbone.merger.type == "LTM"
     assert parsed(*given, "--merger", "none").model.backbone.get("merger") is None
     assert parsed("--data", "cats", "--family", "vit_s").model.backbone.type == "LTMViT"
+
+
+def test_what_is_typed_wins(tmp_path: Path) -> None:
+    coco_folder(tmp_path / "cats")
+    given = ("train_cfg.max_iters=7", "default_hooks.checkpoint.interval=3")
+    args = train.parse([DEMO, "--data", str(tmp_path / "cats"), "--cfg-options", *given])
+    cfg = preflight.load_run_config(args)
+    own_data.use_own_data(cfg, args, print)
+    assert cfg.train_cfg.max_iters == 7 and cfg.default_hooks.checkpoint.interval == 3
 
 
 @pytest.mark.parametrize(
