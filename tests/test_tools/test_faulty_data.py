@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty_data import CASES, Case
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from ltm_det.cli import check_data
 from ltm_det.datasets.check.findings import REMEDIES
+from tests.test_tools.faulty_data import CASES, Case
 
 SPLITS = dict(train="train", test="val")  # whose files they read
 TABLE = [(name, split) for name in CASES for split in SPLITS]
