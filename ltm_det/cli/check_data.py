@@ -135,7 +135,7 @@ def check_config(
                 text = f"{split}_dataloader has a data set of type {source}"
                 between.append(Finding("not looked at", text, "", "", error=False))
                 continue
-            key = repr({**vars(source), "name": "", "dataset": ""})
+            key = repr((split, {**vars(source), "name": "", "dataset": ""}))
             if key not in done:
                 done.add(key)
                 own.append(look(source))

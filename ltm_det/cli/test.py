@@ -16,6 +16,8 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ltm_det.backbones.common.weights import read_checkpoint
+from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import whole
 from ltm_det.cli.check_data import add_options, before_run
 from ltm_det.cli.common import OutputFile, command, config_file, new_parser, output_folder
@@ -71,6 +73,23 @@ def build_runner(cfg: Config, exported: bool) -> Runner:
         if not exported:
             raise
         raise preflight.PreflightError(str(error)) from error
+
+
+def check_order(cfg: Config, file: str) -> None:
+    """Before anything is built: that the weights' classes stand in the config's order.
+
+    Raises:
+        InputError: They are the same classes in another order, which would swap labels.
+    """
+    meta = (read_checkpoint(file).get("meta") or {}).get("dataset_meta") or {}
+    theirs = tuple(meta.get("classes") or meta.get("CLASSES") or ())
+    for leaf in preflight.leaf_datasets(cfg.test_dataloader.dataset):
+        own = tuple((leaf.get("metainfo") or {}).get("classes") or ())
+        if own != theirs and set(own) == set(theirs):
+            raise InputError(
+                f"{file} has its classes in another order than the config: {theirs[:5]}, not "
+                f"{own[:5]}\nGive test_dataloader.dataset.metainfo.classes in its order"
+            )
 
 
 def check_model(model: ConfigDict) -> None:
@@ -143,6 +162,8 @@ def test(args: argparse.Namespace) -> None:
         cfg = trigger_visualization_hook(cfg, args)
     if preflight.is_local_main(args.launcher):
         preflight.check_checkpoint(args.checkpoint)
+        if not exported:
+            check_order(cfg, args.checkpoint)
     before_run(cfg, args, "test")
     with preflight.launched(cfg), fitting(), building(cfg):
         runner = build_runner(cfg, exported)

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from ltm_det.cli import check_data, own_data
 from ltm_det.cli.common import command, config_file, new_parser, output_folder
-from ltm_det.compat.checkpoint import BACKBONE, fitting
+from ltm_det.compat.checkpoint import BACKBONE, WHOLE, fitting
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
 from ltm_det.engine.resuming import disk_errors_named, resume, use_safe_checkpoints
@@ -90,7 +90,8 @@ def train(args: argparse.Namespace) -> None:
     if local_main:
         preflight.check_weights(cfg)
         preflight.check_amp(cfg)
-    with preflight.launched(cfg), fitting(BACKBONE), disk_errors_named(cfg), building(cfg):
+    part = WHOLE if cfg.get("resume") else BACKBONE  # heads may have other classes at a start
+    with preflight.launched(cfg), fitting(part), disk_errors_named(cfg), building(cfg):
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         runner.train()
 

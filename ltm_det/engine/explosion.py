@@ -1,15 +1,16 @@
-"""Where an explosion comes from: which picture, which module, which tensor.
-
-What is here runs when a step has gone wrong, not in each.
-"""
+"""Where an explosion comes from: which picture, which module, which tensor; and what the guard asks
+of a run's optimiser and processes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper
+from mmengine.dist import all_reduce, get_world_size
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from ltm_det.basics.finite import is_finite, named, not_finite, tensors_in
 
@@ -136,3 +137,33 @@ def grown_most(
     """The tensor whose norm grew most since training began, its norm and that of the start."""
     rows = zip(names, now, at_start, strict=True)
     return max(rows, key=lambda row: row[1] / max(row[2], 1.0))
+
+
+def wrappers(runner: Runner) -> Iterator[OptimWrapper]:
+    wrapper = runner.optim_wrapper
+    yield from wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+
+
+def scales(wrapper: OptimWrapper) -> bool:
+    """Whether it has a loss scaler, which looks at gradients and leaves updates out."""
+    scaler = getattr(wrapper, "loss_scaler", None)
+    return scaler is not None and scaler.is_enabled()
+
+
+def clips_by_norm(wrapper: OptimWrapper) -> bool:
+    """Whether it clips gradients by the norm that the guard reckons too."""
+    given = wrapper.clip_grad_kwargs
+    return bool(given) and wrapper.clip_func is clip_grad_norm_ and given.get("norm_type", 2) == 2
+
+
+def start_of(runner: Runner) -> str:
+    return str(runner._load_from or ("a checkpoint of this run" if runner._resume else "init_cfg"))
+
+
+def of_all(verdict: int) -> int:
+    """The gravest verdict of all processes."""
+    if get_world_size() == 1:
+        return int(verdict)
+    worst = torch.tensor(int(verdict))
+    all_reduce(worst, "max")
+    return int(worst)

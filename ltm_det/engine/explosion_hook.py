@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from mmdet.registry import HOOKS
-from mmengine.dist import all_gather_object, all_reduce, get_world_size
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.dist import all_gather_object, get_world_size
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -47,7 +47,8 @@ class ExplosionGuardHook(Hook):
     last ``window``, and at once where it can't recover: weights are not finite or :data:`TIMES`
     their size, or the data themselves are not finite.
 
-    No checkpoint is written of a bad step, nor of such weights. Before a test, and as training
+    No checkpoint is written of such weights, EMAHook's averages included, nor of a bad step, unless
+    its update was left out. Before a test, and as training
     begins, weights have to be finite.
 
     In mixed precision a loss scaler looks at gradients itself and leaves updates out, which is
@@ -80,20 +81,22 @@ class ExplosionGuardHook(Hook):
         self.faults: list[str] = []  # of this step's gradients
         self.overflows = 0  # updates in a row that the loss scaler left out
         self.left_out: bool | Tensor | None = None  # whether this step's was, if there was one
-        self.bad_now = False
+        self.bad_now = self.skipped = False  # whether this step is bad, and its update left out
         self.handles: list[Any] = []  # of what looks at features
         self.posts: list[Any] = []
 
     def before_train(self, runner: Runner) -> None:
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        check_finite(self.model.state_dict(), f"training starts from {_start(runner)}")
+        self.averages = [own.ema_model for own in runner.hooks if isinstance(own, EMAHook)]
+        for state in self._states():
+            check_finite(state, f"training starts from {explosion.start_of(runner)}")
         self.names = [name for name, _ in self.model.named_parameters()]
         self.at_start = self._norms()
-        self.batches = max(wrapper._accumulative_counts for wrapper in _wrappers(runner))
-        for wrapper in _wrappers(runner):
-            if _scales(wrapper):
+        self.batches = max(wrapper._accumulative_counts for wrapper in explosion.wrappers(runner))
+        for wrapper in explosion.wrappers(runner):
+            if explosion.scales(wrapper):
                 self.posts.append(wrapper.optimizer.register_step_post_hook(self._updated))
-            elif _clips_by_norm(wrapper):
+            elif explosion.clips_by_norm(wrapper):
                 wrapper.clip_func = self._clip
             # with what schedulers have put on it, which count its calls
             wrapper.step = update_wrapper(partial(self._step, wrapper, wrapper.step), wrapper.step)
@@ -105,7 +108,7 @@ class ExplosionGuardHook(Hook):
     def after_train(self, runner: Runner) -> None:
         while self.posts:
             self.posts.pop().remove()
-        for wrapper in _wrappers(runner):
+        for wrapper in explosion.wrappers(runner):
             del wrapper.step
             if wrapper.clip_grad_kwargs and wrapper.clip_func == self._clip:
                 wrapper.clip_func = clip_grad_norm_
@@ -120,7 +123,7 @@ class ExplosionGuardHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any | None = None
     ) -> None:
-        self.faults, self.seen, self.left_out = [], [], None
+        self.faults, self.seen, self.left_out, self.skipped = [], [], None, False
         if self.bad_now or self.every_n_train_iters(runner, self.interval):
             self._watch()
 
@@ -145,7 +148,7 @@ class ExplosionGuardHook(Hook):
             data = explosion.faults_of_data(data_batch)
         if faults:
             weights = self._of_weights()
-        verdict = _of_all(HOPELESS if data or weights else BAD if faults else 0)
+        verdict = explosion.of_all(HOPELESS if data or weights else BAD if faults else 0)
         self.bad_now = verdict > 0
         if not verdict:
             return
@@ -158,22 +161,23 @@ class ExplosionGuardHook(Hook):
         if verdict == HOPELESS or len(self.bad) >= self.limit:
             lines = [f"pictures of the last step: {of}"]
             if not data and not weights:
-                wrapper = next(_wrappers(runner))
+                wrapper = next(explosion.wrappers(runner))
                 module = explosion.first_bad_module(self.model, data_batch, wrapper)
                 lines += [f"the first module whose output is not finite: {module}"] * bool(module)
             raise self._error(runner, lines, bool(data))
 
     def _step(self, wrapper: OptimWrapper, step: Callable[..., None], **options: Any) -> None:
         """In the place of the wrapper's own: no update by gradients that are not finite."""
-        if _scales(wrapper):
+        if explosion.scales(wrapper):
             self.left_out = True  # unless the optimizer runs
             step(**options)
             return
         parameters = [p for group in wrapper.param_groups for p in group["params"]]
         self.norm = explosion.norms([p.grad for p in parameters if p.grad is not None]).norm()
-        if not _of_all(not math.isfinite(self.norm.item())):
+        if not explosion.of_all(not math.isfinite(self.norm.item())):
             step(**options)
             return
+        self.skipped = True
         given = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         self.faults.append(explosion.gradients_told(not_finite(given), len(given)))
 
@@ -209,14 +213,18 @@ class ExplosionGuardHook(Hook):
 
     def _of_weights(self) -> list[str]:
         """What is wrong with the weights, from which no step leads back."""
-        bad = not_finite(self.model.state_dict())
-        if bad:
-            return [f"weights are not finite: {named(bad)}"]
+        for state in self._states():
+            if bad := not_finite(state):
+                return [f"weights are not finite: {named(bad)}"]
         now = self._norms()
         if now.norm() <= TIMES * self.at_start.norm().clamp(min=1.0):
             return []
         rows = explosion.grown_most(self.names, now.tolist(), self.at_start.tolist())
         return ["weights have exploded: {} has a norm of {:.3g}, {:.3g} at the start".format(*rows)]
+
+    def _states(self) -> list[dict[str, Tensor]]:
+        """The weights, and EMAHook's averages of them, which checkpoints have as well."""
+        return [own.state_dict() for own in (self.model, *self.averages)]
 
     def _norms(self) -> Tensor:
         return explosion.norms([parameter.detach() for parameter in self.model.parameters()])
@@ -224,10 +232,10 @@ class ExplosionGuardHook(Hook):
     def _save(self, save: Callable[..., None], runner: Runner, *args: Any) -> None:
         """In the place of a checkpoint hook's own: what has exploded takes no good one's place."""
         weights = self._of_weights()
-        if _of_all(HOPELESS if weights else 0):
+        if explosion.of_all(HOPELESS if weights else 0):
             self.bad.append((runner.iter, "; ".join(weights) or "seen by another process"))
             raise self._error(runner)
-        if self.bad_now:
+        if self.bad_now and not self.skipped:
             runner.logger.warning("ExplosionGuardHook: no checkpoint is written of a bad step")
             return
         save(runner, *args)
@@ -259,40 +267,10 @@ class ExplosionGuardHook(Hook):
             data = any(own for _, own in told)
         latest = find_latest_checkpoint(runner.work_dir)
         lines.append(f"last good checkpoint: {latest or 'none has been written'}")
-        rates = [group["lr"] for w in _wrappers(runner) for group in w.param_groups]
+        rates = [group["lr"] for w in explosion.wrappers(runner) for group in w.param_groups]
         remedy = DATA_REMEDY if data else REMEDY.format(max(rates))
         what = "its data are not finite" if data else "it has exploded"
         text = "\n  ".join(lines)
         return ExplosionError(
             f"training is stopped at iteration {runner.iter + 1}: {what}\n  {text}\n{remedy}"
         )
-
-
-def _wrappers(runner: Runner) -> Iterator[OptimWrapper]:
-    wrapper = runner.optim_wrapper
-    yield from wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-
-
-def _scales(wrapper: OptimWrapper) -> bool:
-    """Whether it has a loss scaler, which looks at gradients and leaves updates out."""
-    scaler = getattr(wrapper, "loss_scaler", None)
-    return scaler is not None and scaler.is_enabled()
-
-
-def _clips_by_norm(wrapper: OptimWrapper) -> bool:
-    """Whether it clips gradients by the norm that the guard reckons too."""
-    given = wrapper.clip_grad_kwargs
-    return bool(given) and wrapper.clip_func is clip_grad_norm_ and given.get("norm_type", 2) == 2
-
-
-def _start(runner: Runner) -> str:
-    return str(runner._load_from or ("a checkpoint of this run" if runner._resume else "init_cfg"))
-
-
-def _of_all(verdict: int) -> int:
-    """The gravest verdict of all processes."""
-    if get_world_size() == 1:
-        return int(verdict)
-    worst = torch.tensor(int(verdict))
-    all_reduce(worst, "max")
-    return int(worst)

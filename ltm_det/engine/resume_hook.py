@@ -15,8 +15,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from ltm_det.basics.errors import InputError
 from ltm_det.cpu import products
 
+KINDS = ("betas", "momentum", "alpha", "rho", "lr_decay")  # options that tell optimizers apart
 STEP, DATA = 0, 1  # two streams of randomness: the training step and the loading of its batch
 KEPT = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn")
 PRODUCT = "ltm_det_cpu_product"  # of a checkpoint's meta: the way that linear layers took
@@ -98,6 +100,21 @@ def fresh_batches(cfg: dict, dataset: Dataset, seed: int) -> BatchSampler:
     return DATA_SAMPLERS.build(cfg["batch_sampler"], default_args=defaults)
 
 
+def check_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Checks that the state is of such an optimizer; torch would find out in a step.
+
+    Raises:
+        InputError: It is another one's.
+    """
+    own, theirs = (set(each["param_groups"][0]) for each in (vars(optimizer), state))
+    if odd := {key for key in KINDS if (key in own) != (key in theirs)}:
+        kind = type(optimizer).__name__
+        raise InputError(
+            f"the checkpoint's optimizer is no {kind}: {sorted(odd)} differ\nResume with the "
+            "config of its run, or start anew from its weights with --cfg-options load_from=FILE"
+        )
+
+
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
     """Makes a run that is killed and resumed log the losses of the run that was not.
@@ -129,6 +146,8 @@ class ExactResumeHook(Hook):
         optimizer = getattr(getattr(runner, "optim_wrapper", None), "optimizer", None)
         if not isinstance(optimizer, torch.optim.Optimizer) or "optimizer" not in checkpoint:
             return  # a test has the optimizer's config alone
+        if getattr(runner, "_resume", False):
+            check_optimizer(optimizer, checkpoint["optimizer"])
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, state in checkpoint["optimizer"].get("state", {}).items():
             shape = parameters[index].shape if index < len(parameters) else ()

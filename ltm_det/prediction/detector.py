@@ -20,9 +20,12 @@ from pycocotools import mask as coco
 
 from ltm_det import deploy
 from ltm_det.basics.errors import InputError
+from ltm_det.basics.finite import check_finite
+from ltm_det.compat.checkpoint import fitting
 from ltm_det.deploy import Detections
 from ltm_det.detectors import FAST
 from ltm_det.engine import preflight
+from ltm_det.engine.building import building
 
 Image = np.ndarray | str | Path
 Find = Callable[[list[np.ndarray]], list[Detections]]
@@ -136,7 +139,9 @@ def of_config(
     preflight.check_checkpoint(checkpoint)
     if cfg.model.type in FAST.values():
         cfg.model.test_cfg.rcnn.setdefault("mask_format", "rle")
-    model = init_detector(cfg, checkpoint, device=device or get_device())
+    with fitting(), building(cfg):
+        model = init_detector(cfg, checkpoint, device=device or get_device())
+    check_finite(model.state_dict(), checkpoint)
     classes = model.dataset_meta.get("classes")
     pipeline = array_pipeline(cfg)
 

@@ -250,3 +250,19 @@ def test_a_real_set_in_two_forms(tmp_path: Path) -> None:
                 )
             )
         assert rows[0] == rows[1] and len(rows[0]) > 700
+
+
+def test_entries_without_names_and_sizes_are_left_to_the_check(tmp_path: Path) -> None:
+    coco_folder(tmp_path)
+    file = tmp_path / "annotations/instances_train2017.json"
+    coco = json.loads(file.read_text())
+    del coco["images"][0]["width"], coco["categories"][0]["name"]
+    coco["categories"].append(coco["categories"][1] | dict(id=200))
+    file.write_text(json.dumps(coco))
+    data = own_data(tmp_path)
+    assert data.size() == (57, 49) and len(data.classes) == 2
+    for image in coco["images"]:
+        image.pop("width", None)
+    file.write_text(json.dumps(coco))
+    with pytest.raises(InputError, match="has width and height"):
+        own_data(tmp_path).size()

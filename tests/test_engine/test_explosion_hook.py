@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -127,9 +127,36 @@ def test_bad_steps_far_apart_are_no_explosion(run) -> None:
     assert sum(seen.bad) == 6
 
 
-def test_a_bad_step_is_not_saved(run, tmp_path: Path) -> None:
-    run(Recorder(nan_at(3)), default_hooks__checkpoint__interval=2).train()
+def test_a_step_whose_update_was_left_out_is_saved(run, tmp_path: Path) -> None:
+    seen = Recorder(nan_at(3, 5))
+    run(seen, default_hooks__checkpoint__interval=2).train()
+    assert sum(seen.bad) == 2
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    assert names == {"iter_2.pth", "iter_4.pth", "iter_6.pth"}
+
+
+def test_another_bad_step_is_not_saved(run, tmp_path: Path) -> None:
+    runner = run(
+        Recorder(), default_hooks__checkpoint__interval=2, optim_wrapper__optimizer__lr=0.0
+    )
+    runner.register_hook(Louder(1e5, 3))
+    runner.train()
     assert {path.name for path in tmp_path.glob("*.pth")} == {"iter_2.pth", "iter_6.pth"}
+
+
+def test_averages_that_are_nan_are_not_saved(run, tmp_path: Path) -> None:
+    class Poison(Hook):
+        def after_train_iter(self, runner: Runner, *args: Any, **more: Any) -> None:
+            if runner.iter == 2:
+                (own,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+                own.ema_model.module.get_parameter(WEIGHT).data[0] = torch.nan
+
+    runner = run(Recorder(), default_hooks__checkpoint__interval=2)
+    runner.register_hook(EMAHook())
+    runner.register_hook(Poison())
+    with pytest.raises(ExplosionError, match=f"weights are not finite: module.{WEIGHT}"):
+        runner.train()
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["iter_2.pth"]
 
 
 class Louder(Hook):

@@ -18,8 +18,14 @@ from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, Dataset
 
+from ltm_det.basics.errors import InputError
 from ltm_det.cpu import products
-from ltm_det.engine.resume_hook import ExactResumeHook, NumberedBatches, seed_everything
+from ltm_det.engine.resume_hook import (
+    ExactResumeHook,
+    NumberedBatches,
+    check_optimizer,
+    seed_everything,
+)
 
 LENGTH = 12
 
@@ -240,6 +246,15 @@ def test_a_resumed_run_takes_the_way_through_linear_layers_that_it_took(
         ways.append(products.way(torch.float32))
     products.settle(None)
     assert ways == [products.BLAS, products.BLAS]
+
+
+def test_another_optimizers_state_is_named() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    adam, sgd = torch.optim.AdamW([weight]), torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    check_optimizer(adam, torch.optim.AdamW([weight], lr=1.0).state_dict())
+    for own, other in ((adam, sgd), (sgd, adam)):
+        with pytest.raises(InputError, match=r"no \w+: \['betas', 'momentum'\] differ"):
+            check_optimizer(own, other.state_dict())
 
 
 def test_no_way_but_the_two(monkeypatch) -> None:

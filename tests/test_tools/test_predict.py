@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 
 from ltm_det import Detector
@@ -147,6 +149,29 @@ def test_wrong_arguments_are_named(detector: tuple[Path, Path], tmp_path: Path) 
         Detector(tmp_path / "gone.onnx", checkpoint)
     with pytest.raises(InputError, match=r"array \(h, w, 3\) of uint8, not \(4, 4\) of float64"):
         Detector(config, checkpoint)(np.zeros((4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state, name: state[name].fill_(torch.nan), "not finite"),
+        (lambda state, name: state.pop(name), "does not fit"),
+    ],
+)
+def test_weights_that_cannot_be_right_are_named(
+    detector: tuple[Path, Path],
+    pictures: Path,
+    change: Callable,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    content = torch.load(detector[1], weights_only=True)
+    change(content["state_dict"], "neck.lateral_convs.0.conv.weight")
+    torch.save(content, tmp_path / "wrong.pth")
+    words = [str(detector[0]), str(tmp_path / "wrong.pth"), "--images", str(pictures)]
+    assert predict([*words, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_help_names_an_example(capsys: pytest.CaptureFixture) -> None:

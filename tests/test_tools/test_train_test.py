@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from pycocotools import mask as coco
 
 from ltm_det.studies.runs import last_metrics
+from tests.test_tools.detectors import SWIN, saved_detector
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
@@ -150,6 +152,17 @@ def test_dist_train_and_dist_test_on_two_processes(
     done = tool("dist_test.sh", tiny_config, checkpoint, 2, *options, PORT=free_port)
     assert done.returncode == 0, done.stderr
     assert "coco/segm_mAP" in done.stdout + done.stderr
+
+
+def test_classes_in_another_order_are_refused(
+    main: Callable, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config, checkpoint = saved_detector(tiny_config, "swapped", SWIN)
+    content = torch.load(checkpoint, weights_only=True)
+    content["meta"]["dataset_meta"] = dict(classes=("slab", "box"))
+    torch.save(content, checkpoint)
+    assert main("test.py", config, checkpoint, "--work-dir", tmp_path) == 2
+    assert "classes in another order than the config" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh"])

@@ -37,8 +37,9 @@ class OwnData:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the categories, in the order of their ids."""
-        rows = sorted(self.train.coco["categories"], key=lambda row: row["id"])
-        return tuple(str(row["name"]) for row in rows)
+        rows = [row for row in self.train.coco["categories"] if {"id", "name"} <= {*row}]
+        names = [str(row["name"]) for row in sorted(rows, key=lambda row: row["id"])]
+        return tuple(dict.fromkeys(names))
 
     @property
     def masked(self) -> bool:
@@ -47,8 +48,15 @@ class OwnData:
         return any(row.get("segmentation") for row in rows)
 
     def size(self) -> tuple[int, int]:
-        """Median longer and shorter side of the training pictures, in pixels."""
-        sides = [(row["width"], row["height"]) for row in self.train.coco["images"]]
+        """Median longer and shorter side of the training pictures, in pixels.
+
+        Raises:
+            InputError: No picture has a size.
+        """
+        rows = self.train.coco["images"]
+        sides = [(row["width"], row["height"]) for row in rows if {"width", "height"} <= {*row}]
+        if not sides:
+            raise InputError(f"no picture in {self.train.file} has width and height: give them")
         return round(median(map(max, sides))), round(median(map(min, sides)))
 
     def split(self, share: float) -> "OwnData":
@@ -88,6 +96,6 @@ class OwnData:
 
 def of_images(coco: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The annotations of some of the pictures."""
-    ids = {row["id"] for row in images}
-    rows = [row for row in coco["annotations"] if row["image_id"] in ids]
+    ids = {row.get("id") for row in images}
+    rows = [row for row in coco["annotations"] if row.get("image_id") in ids]
     return {**coco, "images": list(images), "annotations": rows}
