@@ -154,7 +154,7 @@ def test_wrong_arguments_are_named(detector: tuple[Path, Path], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state, name: state[name].fill_(torch.nan), "not finite"),
+        (lambda state, name: state[name].fill_(torch.nan), "NaN or infinite weights"),
         (lambda state, name: state.pop(name), "does not fit"),
     ],
 )
