@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty_data import CASES, Case
+from faulty_data import Case
+from faulty_pictures import CASES  # with those of faulty_data
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
