@@ -14,7 +14,8 @@ from mmengine.registry import DefaultScope
 
 from ltm_det.cli import check_data
 from ltm_det.datasets.check.findings import REMEDIES
-from tests.test_tools.faulty_data import CASES, Case
+from tests.test_tools.faulty_data import Case
+from tests.test_tools.faulty_pictures import CASES  # with those of faulty_data
 
 SPLITS = dict(train="train", test="val")  # whose files they read
 TABLE = [(name, split) for name in CASES for split in SPLITS]
