@@ -24,13 +24,12 @@ assigners = [
     )
     for t in (0.5, 0.6, 0.7)
 ]
-rcnn = [
-    dict(assigner=a, sampler=sampler, mask_size=28, pos_weight=-1, debug=False) for a in assigners
-]
-roi_head = dict(type="CascadeRoIHead", num_stages=3, stage_loss_weights=[1, 0.5, 0.25])
+more = dict(sampler=sampler, mask_size=28, pos_weight=-1, debug=False)
+rcnn = [dict(assigner=assigner, **more) for assigner in assigners]
+stages = dict(num_stages=3, stage_loss_weights=[1, 0.5, 0.25])
 model = dict(
     type="CascadeRCNN",
-    roi_head=dict(roi_head, bbox_head=bbox_heads),
+    roi_head=dict(type="CascadeRoIHead", bbox_head=bbox_heads, **stages),
     train_cfg=dict(rpn_proposal=dict(max_per_img=2000), rcnn=rcnn),
 )
 default_hooks = dict(checkpoint=dict(type="SafeCheckpointHook"))
