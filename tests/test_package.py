@@ -13,7 +13,7 @@ import ltm_det
 
 ROOT = Path(__file__).parents[1]
 # The rooms that hold maths and import torch alone, each with those it may import.
-ROOMS = {"ib": ["ib"], "merging": ["merging", "ib"], "cpu": ["cpu", "merging"]}
+ROOMS = {"ib": ["ib"], "merging": ["basics", "merging", "ib"], "cpu": ["cpu", "merging"]}
 ELSE = ("mmcv", "mmengine", "mmdet", "timm", "torchvision", "sklearn", "scipy", "matplotlib", "cv2")
 
 

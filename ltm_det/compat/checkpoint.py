@@ -18,6 +18,7 @@ import codecs
 import os
 import pickle
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -179,7 +180,7 @@ def _load_state_dict(
         _check_names(module, own, state)
         # mmdet's Swin makes them itself, and its checkpoints have them; ours do not
         made = {key: own[key] for key in own if key.endswith("relative_position_index")}
-        complete = type(state_dict)({**made, **state})
+        complete = OrderedDict({**made, **state})
         if hasattr(module, BACKBONE) and not any(k.startswith(f"{BACKBONE}.") for k in own):
             # an exported file in the backbone's place has weights of its own
             for key in [k for k in complete if k.startswith(f"{BACKBONE}.")]:
@@ -197,7 +198,7 @@ def _load_state_dict(
 
 def _check_names(module: nn.Module, own: dict[str, Any], state: dict[str, Any]) -> None:
     """Raises ValueError where mmengine would only warn. A backbone of ours says it all itself."""
-    if set(own).isdisjoint(state) and not hasattr(module, "family"):
+    if own and set(own).isdisjoint(state) and not hasattr(module, "family"):
         raise ValueError(
             f"they have no name in common\n- checkpoint: {some(state)}\n- model: {some(own)}\n"
             "Weights of a backbone alone, a classifier's say, belong in its "

@@ -98,7 +98,9 @@ def test_a_backbone_without_merge_points():
 )
 def test_gradients_of_merged_maps_with_checkpointed_blocks(float64, case, merger):
     images, names = torch.randn(2, 3, 23, 37), points_of(case)
-    plain, checkpointed = (build(case, merger, with_cp=cp, drop_path_rate=0.2) for cp in (0, 1))
+    plain, checkpointed = (
+        build(case, merger, with_cp=cp, drop_path_rate=0.2) for cp in (False, True)
+    )
     expected, without = gradients(plain, images, names), gradients(plain, images, [])
     for name, gradient in gradients(checkpointed, images, names).items():
         assert (gradient is None) == (expected[name] is None), name

@@ -109,7 +109,7 @@ def test_merged_map_of_a_shifted_point_is_the_mean_of_its_groups(float64, hw):
 @pytest.mark.parametrize("merger", GRIDLESS, ids=merger_name)
 def test_gradients_of_shifted_maps_with_checkpointed_blocks(float64, merger):
     images, names = torch.randn(2, 3, 23, 37), [f"stages.0.blocks.{i}" for i in range(1, 5)]
-    plain, checkpointed = (gridless(merger, with_cp=cp) for cp in (0, 1))
+    plain, checkpointed = (gridless(merger, with_cp=cp) for cp in (False, True))
     expected, without = gradients(plain, images, names), gradients(plain, images, [])
     for name, gradient in gradients(checkpointed, images, names).items():
         assert (gradient - expected[name]).abs().max() < 1e-9, name

@@ -271,8 +271,9 @@ def test_command_refuses_a_folder_of_someone_else(tmp_path, capsys):
     code, _, error = run_tool(capsys, "--out", str(tmp_path), "--train", "2", "--val", "1")
     assert code == 2 and "holds files that are not this tool's" in error
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    code, _, error = run_tool(capsys, "--out", str(tmp_path / "notes.txt"))
-    assert code == 2 and "is a file" in error
+    with pytest.raises(SystemExit) as stop:
+        run_tool(capsys, "--out", str(tmp_path / "notes.txt"))
+    assert stop.value.code == 2 and "is a file" in capsys.readouterr().err
 
 
 def test_command_refuses_bad_arguments(tmp_path, capsys):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from ltm_det.cli import main as console
 
@@ -108,7 +109,7 @@ def test_other_commands(
     command: str, setting: str, refuses: Callable, swin: Path, tmp_path
 ) -> None:
     checkpoint = tmp_path / "c.pth"
-    checkpoint.touch()
+    torch.save(dict(state_dict=dict(weight=torch.zeros(1))), checkpoint)
     words = dict(test=[checkpoint]).get(command, [])
     rest = [] if command == "memory" else ["--work-dir", tmp_path / "w"]
     picture = ["--picture", 32, 32] if command == "memory" else []
