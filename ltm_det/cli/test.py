@@ -14,9 +14,8 @@ from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 
-from ltm_det.backbones.common.weights import read_checkpoint
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import whole
 from ltm_det.cli.check_data import add_options, before_run
@@ -81,7 +80,8 @@ def check_order(cfg: Config, file: str) -> None:
     Raises:
         InputError: They are the same classes in another order, which would swap labels.
     """
-    meta = (read_checkpoint(file).get("meta") or {}).get("dataset_meta") or {}
+    content = CheckpointLoader.load_checkpoint(file, "cpu", logger="silent")
+    meta = (content.get("meta") or {}).get("dataset_meta") or {}
     theirs = tuple(meta.get("classes") or meta.get("CLASSES") or ())
     for leaf in preflight.leaf_datasets(cfg.test_dataloader.dataset):
         own = tuple((leaf.get("metainfo") or {}).get("classes") or ())

@@ -33,12 +33,9 @@ def check_model(cfg: Any) -> None:
     if model is None:
         near = nearest("model", cfg.keys()) if cfg.keys() else "it is empty"
         raise InputError(f"the config has no 'model': {near}")
-    if (
-        isinstance(model, Mapping)
-        and "type" in (model.get("backbone") or ())
-        and "type" not in model
-    ):
-        return  # a backbone alone, for commands that want no more
+    if isinstance(model, Mapping) and {"type", "backbone"} & {*model} == {"backbone"}:
+        if "type" in model["backbone"]:
+            return  # a backbone alone, for commands that want no more
     if not isinstance(model, Mapping) or "type" not in model:
         raise InputError(f"model={model!r}: give a dict with type, such as 'MaskRCNN'")
     for name in ("backbone", "neck", "rpn_head", "roi_head"):
