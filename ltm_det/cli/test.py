@@ -83,7 +83,8 @@ def check_order(cfg: Config, file: str) -> None:
     content = CheckpointLoader.load_checkpoint(file, "cpu", logger="silent")
     meta = (content.get("meta") or {}).get("dataset_meta") or {}
     theirs = tuple(meta.get("classes") or meta.get("CLASSES") or ())
-    for leaf in preflight.leaf_datasets(cfg.test_dataloader.dataset):
+    data = (cfg.get("test_dataloader") or {}).get("dataset")
+    for leaf in preflight.leaf_datasets(data) if data else ():
         own = tuple((leaf.get("metainfo") or {}).get("classes") or ())
         if own != theirs and set(own) == set(theirs):
             raise InputError(
