@@ -103,8 +103,8 @@ def contact_sheet(
     """
     with fitting(), building(cfg):
         model = init_detector(cfg, checkpoint, device=device)
+        check_finite(model.state_dict(), checkpoint)
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    check_finite(model.state_dict(), checkpoint)
     visualizer = DetLocalVisualizer(line_width=2, alpha=0.5)
     visualizer.dataset_meta = dataset.metainfo
     pairs = [draw_pair(visualizer, s, score_thr) for s in predict(model, dataset, number)]
