@@ -16,7 +16,15 @@ from mmengine.config import Config, DictAction
 from tqdm import tqdm
 
 from ltm_det.basics.errors import InputError
-from ltm_det.cli.common import BAD_INPUT, CONSOLE, command, config_file, new_parser, write_json
+from ltm_det.cli.common import (
+    BAD_INPUT,
+    CONSOLE,
+    OutputFile,
+    command,
+    config_file,
+    new_parser,
+    write_json,
+)
 from ltm_det.datasets.check import Finding, Source, as_json, as_text, check, errors, sources
 from ltm_det.datasets.check import seen as known
 from ltm_det.datasets.check.dataset import check_ids
@@ -59,10 +67,12 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     out.add_argument(
         "--most", type=int, metavar="N", help="problems shown of a kind (default: all)"
     )
-    out.add_argument("--json", type=Path, metavar="FILE", help="write all problems as JSON")
+    out.add_argument(
+        "--json", type=OutputFile(".json"), metavar="FILE", help="write all problems as JSON"
+    )
     out.add_argument(
         "--fix",
-        type=Path,
+        type=OutputFile(".json"),
         metavar="FILE",
         help="write a copy of the annotation file without the errors",
     )

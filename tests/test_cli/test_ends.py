@@ -22,6 +22,7 @@ DEMO = ROOT / "configs/demo_ltm_swin_maskrcnn.py"
 # By command: what it takes beside its output. No file of these is there: none is looked at.
 WORDS = {
     "benchmark": [DEMO],
+    "check-data": [DEMO],
     "compare": ["none.yaml"],
     "convert": [DEMO, "none.pth", "--compression-ratio", 0.5],
     "demo-data": [],
@@ -30,6 +31,7 @@ WORDS = {
     "flops": [DEMO],
     "ib": [DEMO, "none.pth"],
     "memory": [DEMO],
+    "predict": [DEMO, "none.pth", "--images", "none.png"],
     "price": [DEMO, "none.pth"],
     "search": [DEMO, "none.pth", "--budget", 0.5],
     "test": [DEMO, "none.pth"],
@@ -67,7 +69,7 @@ OUTPUTS = [(name, action) for name in cli.COMMANDS for action in outputs_of(name
 
 
 def test_every_output_is_known() -> None:
-    assert len(OUTPUTS) >= 19 and {name for name, _ in OUTPUTS} == {*WORDS}
+    assert len(OUTPUTS) >= 22 and {name for name, _ in OUTPUTS} == {*WORDS}
     assert {*cli.COMMANDS} - {*WORDS} == {"run"}  # whose script has its own
 
 

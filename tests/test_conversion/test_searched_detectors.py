@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from mmdet.models import RPNHead
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from pycocotools import mask as coco
@@ -16,7 +15,7 @@ from ltm_det.conversion.searched_detectors import (
     objects_on,
     precision_against,
 )
-from ltm_det.detectors import Recipe
+from ltm_det.detectors import FastRPNHead, Recipe
 from ltm_det.measure.flops import build_detector, count_macs
 from tests.test_detectors.conftest import small_model
 
@@ -101,7 +100,7 @@ def test_a_choice_is_built_of_the_same_weights(searched: SearchedDetectors) -> N
     own, dense = dict(model.named_parameters()), dict(searched.dense.named_parameters())
     shared = [key for key in own if ".merger" not in key]
     assert shared and all(own[key].data_ptr() == dense[key].data_ptr() for key in shared)
-    assert type(searched.model([]).rpn_head) is RPNHead
+    assert type(searched.model([]).rpn_head) is FastRPNHead
 
 
 def test_costs_and_errors(searched: SearchedDetectors) -> None:

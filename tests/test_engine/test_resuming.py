@@ -105,7 +105,7 @@ def test_train_ends_with_2_and_names_what_it_cant_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch, harm, words: str
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
-    (tmp_path / "config.py").write_text("model = dict()\n")
+    (tmp_path / "config.py").write_text("model = dict(type='MaskRCNN')\n")
     file = save(tmp_path / "iter_2.pth")
     harm(file)
     given = [str(tmp_path / "config.py"), "--work-dir", str(tmp_path), "--resume", str(file)]

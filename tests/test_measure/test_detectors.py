@@ -197,7 +197,7 @@ def test_another_detectors_checkpoint_is_refused(tool, tmp_path: Path, capsys) -
     torch.save(dict(state_dict=dict(a=torch.zeros(1))), tmp_path / "other.pth")
     words = [DEMO, "--part", "detector", "--checkpoint", tmp_path / "other.pth"]
     assert tool(*words, "--device", "cpu") == 2
-    assert "the checkpoint is of another detector: ['backbone." in capsys.readouterr().err
+    assert "other.pth is of another detector: backbone." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -66,12 +66,18 @@ def test_ground_truth_is_left_and_prediction_right_without_low_scores(tmp_path: 
         draw_pair(visualizer, sample, score_thr=0.3)
 
 
-def test_images_are_spread_over_the_data_set() -> None:
+def test_images_are_spread_over_the_data_set(tmp_path: Path) -> None:
     class Model:
         def test_step(self, batch: dict) -> list:
             return batch["inputs"]
 
-    dataset = [dict(inputs=i) for i in range(11)]
+    class Data(list):
+        def get_data_info(self, index: int) -> dict:
+            return dict(img_path=str(picture))
+
+    picture = tmp_path / "a.png"
+    cv2.imwrite(str(picture), np.zeros((2, 2, 3), np.uint8))
+    dataset = Data(dict(inputs=i) for i in range(11))
     assert predict(Model(), dataset, 3) == [0, 5, 10]
     assert predict(Model(), dataset, 1) == [0]
     assert predict(Model(), dataset, 99) == list(range(11))

@@ -149,8 +149,8 @@ def test_what_is_missing_is_named_with_the_remedy(
     assert "12 samples are too few for 32 clusters: take more images" in error(config, good)
     deeper = ["--cfg-options", "model.backbone.depths=[1,3,1,2]"]
     assert "stages.1.blocks.2" in error(config, good, *deeper)
-    classes = ["--cfg-options", "model.roi_head.bbox_head.num_classes=5"]
-    assert f"{good} does not fit" in error(config, good, *classes)
+    channels = ["--cfg-options", "model.roi_head.mask_head.conv_out_channels=8"]
+    assert f"{good} does not fit" in error(config, good, *channels)
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_errors_name_the_remedy(main: Callable, detectors: dict, tmp_path: Path,
     assert "Unknown checkpoint format" in error("swin", weights=detectors["vit"][1])
     assert "leave --unit out" in error("vit", "--unit", "block")
     assert "scope" in error("vit", "--scope", "block")
-    assert "merger={'type': 'LTM', 'masks': 'hard'" in error(
+    assert "no argument 'masks': did you mean 'mask'?" in error(
         "swin", "--merger-options", "masks=hard"
     )
     weights = detectors["swin"][1]  # of random ones nothing is above 0.3
