@@ -104,7 +104,11 @@ def run(main: Callable, configs: dict[str, Path], tmp_path: Path, monkeypatch) -
     return command
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+QUICK = ("load_from", "test")  # the others read by the same function, and take minutes together
+MARKED = {name: [] if name in QUICK else [pytest.mark.slow] for name in COMMANDS}
+
+
+@pytest.mark.parametrize("command", [pytest.param(n, marks=m) for n, m in MARKED.items()])
 def test_no_weights_at_all(
     command: str, run: Callable, state: Callable, tmp_path: Path, capsys
 ) -> None:
@@ -121,7 +125,9 @@ def test_no_weights_at_all(
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "price"])
+@pytest.mark.parametrize(
+    "command", [pytest.param(n, marks=m) for n, m in MARKED.items() if n != "price"]
+)
 def test_weights_of_something_else(
     command: str, run: Callable, state: Callable, tmp_path: Path, capsys
 ) -> None:

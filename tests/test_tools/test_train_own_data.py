@@ -14,7 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs/demo_ltm_swin_maskrcnn.py")
 
 
-@pytest.mark.parametrize(("make", "metric"), [(yolo_folder, "segm_mAP"), (voc_folder, "bbox_mAP")])
+@pytest.mark.parametrize(
+    ("make", "metric"),
+    [
+        (yolo_folder, "segm_mAP"),
+        pytest.param(voc_folder, "bbox_mAP", marks=pytest.mark.slow),
+    ],
+)
 def test_it_trains_and_can_be_tested(
     make: Callable, metric: str, main: Callable, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
