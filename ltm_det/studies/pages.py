@@ -39,7 +39,7 @@ CONFIGS += [
 # Detectors on the clock: what a row is of, and the file.
 DETECTORS = {
     "Mask R-CNN Swin-S, 800 x 1280": "detector_avx2",
-    "the same, four images (one round)": "detector_batch_avx2",
+    "the same, four images": "detector_batch_avx2",
     "the same, beside two busy processes": "detector_loaded_avx2",
     "Cascade Mask R-CNN Swin-S, 800 x 1280": "detector_cascade_avx2",
     "Mask R-CNN ViT-B, 1024 x 1024": "detector_vit_avx2",
@@ -114,7 +114,8 @@ def detector_times() -> str:
         base = next(row for row in found.values() if row["ratio"] == 1)
         kinds = ("torchvision", "dense", "merged", "dense+lean", "merged+lean")
         cells = [f"{found[kind]['ratio']:.2f}" if kind in found else "" for kind in kinds]
-        rows.append([label, base_of(base), *cells])
+        once = " (one round)" if load(f"bench/{name}.json")["rounds"] == 1 else ""
+        rows.append([label + once, base_of(base), *cells])
     kinds = ["torchvision's", "ours, dense", "**ours, merged**", "dense, lean", "merged, lean"]
     return table(["", "mmdet's (a ViT: timm's backbone)", *kinds], rows)
 
