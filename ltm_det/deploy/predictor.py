@@ -12,10 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltm_det.basics.errors import InputError
 from ltm_det.basics.finite import check_outputs
 from ltm_det.deploy.detections import Detections
 from ltm_det.deploy.runtime import Loaded, Runner, load_runner
 from ltm_det.detectors.masks import empty_rle, pasted_rle
+
+
+def check_picture(image: Any) -> None:
+    """Checks that a picture is an array (h, w, 3) of uint8.
+
+    Raises:
+        InputError: It is none.
+    """
+    kind = getattr(image, "shape", None), str(getattr(image, "dtype", type(image).__name__))
+    if kind[1] != "uint8" or len(kind[0]) != 3 or kind[0][2] != 3 or 0 in kind[0]:
+        raise InputError(f"a picture is an array (h, w, 3) of uint8, not {kind[0]} of {kind[1]}")
 
 
 def resized(image: np.ndarray, factor: float) -> np.ndarray:
@@ -75,11 +87,7 @@ class Predictor:
         Raises:
             ValueError: It is no such array.
         """
-        kind = getattr(image, "shape", None), str(getattr(image, "dtype", type(image).__name__))
-        if kind[1] != "uint8" or len(kind[0]) != 3 or kind[0][2] != 3 or 0 in kind[0]:
-            raise ValueError(
-                f"a picture is an array (h, w, 3) of uint8, not {kind[0]} of {kind[1]}"
-            )
+        check_picture(image)
         height, width = image.shape[:2]
         image = resized(image, self.factor(height, width))
         scale = image.shape[1] / width, image.shape[0] / height

@@ -23,6 +23,7 @@ from ltm_det.basics.errors import InputError
 from ltm_det.basics.finite import check_finite
 from ltm_det.compat.checkpoint import fitting
 from ltm_det.deploy import Detections
+from ltm_det.deploy.predictor import check_picture
 from ltm_det.detectors import FAST
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
@@ -114,9 +115,7 @@ def as_array(image: Image) -> np.ndarray:
         if pixels is None:
             raise InputError(f"{image} is no picture that OpenCV can read: check the file")
         return pixels
-    kind = getattr(image, "shape", None), str(getattr(image, "dtype", type(image).__name__))
-    if kind[1] != "uint8" or len(kind[0]) != 3 or kind[0][2] != 3 or 0 in kind[0]:
-        raise InputError(f"a picture is an array (h, w, 3) of uint8, not {kind[0]} of {kind[1]}")
+    check_picture(image)
     return image
 
 

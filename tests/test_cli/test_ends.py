@@ -227,29 +227,22 @@ sys.exit(command(lambda words: argparse.Namespace(), run)([]))
 """
 
 
+def started(code: str) -> subprocess.Popen:
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes)
+
+
 @pytest.mark.slow
 def test_ctrl_c_and_a_closed_pipe() -> None:
     env_code = SLEEPER.format(lines=1, flush=True, seconds=60)
-    with subprocess.Popen(
-        [sys.executable, "-c", env_code],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with started(env_code) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         error = process.stderr.read()
         assert process.wait() == 130
     assert "interrupted" in error and "Traceback" not in error
     many = SLEEPER.format(lines=99999, flush=False, seconds=0)
-    with subprocess.Popen(
-        [sys.executable, "-c", many],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with started(many) as process:
         process.stdout.readline()
         process.stdout.close()
         error = process.stderr.read()
