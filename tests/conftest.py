@@ -13,6 +13,7 @@ import ltm_det  # noqa: F401  first of all: without it, mmdet's models cannot be
 
 # isort: split
 from mmengine.device import utils as device
+from mmengine.logging import MMLogger
 from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).parents[1]
@@ -76,3 +77,13 @@ def no_visualizer_left_behind():
     """mmengine's hooks take the newest visualizer made in the process: each test's is its own."""
     yield
     Visualizer._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_logger_left_behind():
+    """mmengine's loggers live as long as the process; pytest closes what they write to."""
+    yield
+    for logger in list(MMLogger._instance_dict.values()):
+        for handler in logger.handlers[:]:
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)

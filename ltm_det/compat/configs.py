@@ -4,6 +4,7 @@ mmengine knows the packages of OpenMMLab alone, and wants a folder in such a nam
 """
 
 from functools import wraps
+from importlib.resources import files
 from typing import Any
 
 from mmengine.config import config
@@ -19,6 +20,7 @@ def find_our_configs() -> None:
         split = module._get_package_and_cfg_path
         if not hasattr(split, "__wrapped__"):
             module._get_package_and_cfg_path = with_ours(split)
+            module.get_installed_path = with_our_folder(module.get_installed_path)
     path = config.Config._get_cfg_path
     if not hasattr(path, "__wrapped__"):
         config.Config._get_cfg_path = staticmethod(in_mmdets_scope(path))
@@ -35,6 +37,16 @@ def with_ours(split: Any) -> Any:
         return (PACKAGE, name) if package == PACKAGE and name else split(path)
 
     return package_and_path
+
+
+def with_our_folder(installed: Any) -> Any:
+    """mmengine looks beside the package's metadata, where an editable installation is not."""
+
+    @wraps(installed)
+    def path(package: str) -> str:
+        return str(files(PACKAGE)) if package == PACKAGE else installed(package)
+
+    return path
 
 
 def in_mmdets_scope(path: Any) -> Any:
