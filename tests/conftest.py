@@ -16,6 +16,7 @@ import ltm_det  # noqa: F401  first of all: without it, mmdet's models cannot be
 from mmengine.config import config as configs
 from mmengine.device import utils as device
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import runner
 from mmengine.visualization import Visualizer
 
@@ -85,6 +86,13 @@ def no_visualizer_left_behind():
     """mmengine's hooks take the newest visualizer made in the process: each test's is its own."""
     yield
     Visualizer._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def mmdets_scope() -> None:
+    """A run names the registry that whatever comes later in the process is looked up in."""
+    DefaultScope._instance_dict.clear()
+    init_default_scope("mmdet")
 
 
 @pytest.fixture(autouse=True)

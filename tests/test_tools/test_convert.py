@@ -70,7 +70,7 @@ def backbones_of(cfg: Config, weights: dict) -> tuple[torch.nn.Module, torch.nn.
     return detector.eval().backbone, dense_backbone(cfg, detector)
 
 
-@pytest.mark.parametrize("kind", ["swin", "vit"])
+@pytest.mark.parametrize("kind", ["swin", pytest.param("vit", marks=pytest.mark.slow)])
 def test_the_converted_detector_is_evaluated_by_the_test_tool(
     kind: str, main: Callable, request, tmp_path: Path, capsys
 ) -> None:
@@ -89,7 +89,7 @@ def test_the_converted_detector_is_evaluated_by_the_test_tool(
     assert {"coco/bbox_mAP", "coco/segm_mAP"} <= json.loads(scores.read_text()).keys()
 
 
-@pytest.mark.parametrize("kind", ["swin", "vit"])
+@pytest.mark.parametrize("kind", ["swin", pytest.param("vit", marks=pytest.mark.slow)])
 def test_it_prints_macs_and_errors_and_calibration_helps(
     kind: str, convert: Callable, request
 ) -> None:

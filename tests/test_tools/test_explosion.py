@@ -68,6 +68,7 @@ CASES = {
     "pixel": (DATA.format("pixel"), "pixels of picture 3 ("),
     "box": (DATA.format("box"), "boxes in the annotations of picture 3 ("),
 }
+QUICK = {"gradient", "learning rate", "pixel"}
 LATE = {"merger's weight", "backbone's weight", "head's weight", "gradient"}  # after a checkpoint
 # The last that is written: of "gradient" and "loss" all updates are left out, so weights are good.
 SAVED = dict.fromkeys(LATE, "iter_4.pth") | dict(gradient="iter_8.pth", loss="iter_4.pth")
@@ -96,7 +97,10 @@ def config(tiny_config: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     "clip", ["", pytest.param(CLIP, marks=pytest.mark.slow)], ids=["free", "clipped"]
 )
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in CASES],
+)
 def test_an_explosion_ends_with_2_and_leaves_a_good_checkpoint(
     case: str, clip: str, config: Callable, main: Callable, tmp_path: Path, capsys
 ) -> None:
@@ -144,7 +148,12 @@ def poisoned(tiny_config: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize(
-    "name", [f"{MERGER}.step", "neck.fpn_convs.0.conv.bias", "roi_head.mask_head.conv_logits.bias"]
+    "name",
+    [
+        f"{MERGER}.step",
+        pytest.param("neck.fpn_convs.0.conv.bias", marks=pytest.mark.slow),
+        pytest.param("roi_head.mask_head.conv_logits.bias", marks=pytest.mark.slow),
+    ],
 )
 def test_commands_refuse_weights_that_are_not_finite(
     name: str, config: Callable, poisoned: Callable, main: Callable, tmp_path: Path, capsys

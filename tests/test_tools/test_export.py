@@ -33,6 +33,7 @@ def swin(tiny_config: Path) -> tuple[Path, Path]:
     return saved_detector(tiny_config, "export_swin", SWIN)
 
 
+@pytest.mark.slow
 def test_ap_with_the_file_is_that_of_the_backbone(
     main: Callable, swin: tuple, tmp_path: Path, capsys
 ) -> None:

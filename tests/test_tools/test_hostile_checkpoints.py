@@ -141,6 +141,7 @@ def test_weights_of_something_else(
         assert str(file) in message and len(message.splitlines()) < 30, (file, message)
 
 
+@pytest.mark.slow
 def test_train_of_mmdets_own_backbone_takes_all_of_it_or_nothing(
     run: Callable, configs: dict[str, Path], tmp_path: Path, capsys, monkeypatch
 ) -> None:

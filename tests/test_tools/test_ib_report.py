@@ -88,6 +88,7 @@ def test_it_prints_draws_and_writes_all_rows(
     assert cv2.imread(str(out)).std() > 10
 
 
+@pytest.mark.slow
 def test_rows_take_their_own_checkpoints(report: Callable, config: Path, checkpoints: list) -> None:
     cfg, (one, two) = Config.fromfile(config), checkpoints
     options = ["--dense", two, "--pool", two, "--clusters", 4]
@@ -99,6 +100,7 @@ def test_rows_take_their_own_checkpoints(report: Callable, config: Path, checkpo
     assert own["dense"] != rows["dense"] and own["pool"] != rows["pool"]
 
 
+@pytest.mark.slow
 def test_rows_split_images_and_config_options(
     report: Callable, config: Path, checkpoints: list, capsys
 ) -> None:

@@ -97,13 +97,21 @@ def cost_ratio(cfg: Config) -> float:
     ("name", "options"),
     [
         ("swin", []),
-        ("swin", ["--unit", "block", "--merger", "Pool", "--ratios", 0.3]),
+        pytest.param(
+            "swin",
+            ["--unit", "block", "--merger", "Pool", "--ratios", 0.3],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "swin",
             ["--unit", "block", "--scope", "block", "--ratios", 0.3],
             marks=pytest.mark.slow,
         ),
-        ("vit", ["--merger-options", "mask=hard", "--ratios", 0.5, 0.3]),
+        pytest.param(
+            "vit",
+            ["--merger-options", "mask=hard", "--ratios", 0.5, 0.3],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["stages", "blocks", "block-scope", "vit"],
 )
@@ -177,6 +185,7 @@ def test_a_whole_detector_gets_ratios_and_a_recipe(
     assert main(TOOL, *words, "--out", tmp_path / "again.py", *SMALL, "--ratios", 0.3) == 0
 
 
+@pytest.mark.slow
 def test_options_and_weights_of_a_merged_detector_are_kept(
     found: Callable, detectors: dict
 ) -> None:
@@ -242,6 +251,7 @@ def test_what_is_there_is_not_overwritten_unasked(
     assert "b.pth exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_errors_name_the_remedy(main: Callable, detectors: dict, tmp_path: Path, capsys) -> None:
     out = tmp_path / "a.py"
 
