@@ -22,7 +22,7 @@ DEPLOY = [
 MMDET = ["mmdet==3.3.*", "mmengine>=0.10.7,<1"]
 
 TILES = ["sahi>=0.11.20,<1"]
-DEMO = ["gradio>=5,<7"]
+DEMO = ["gradio>=6,<7"]
 
 DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27,<2"]
 

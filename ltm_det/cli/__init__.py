@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a detector",
     "test": "box and mask AP of a checkpoint, or of an exported file",
     "predict": "find objects on pictures, in folders and in videos",
+    "demo": "show on a local web page what a detector finds, beside a dense one",
     "draw": "draw what a detector finds beside the truth",
     "convert": "turn a trained detector into a merged one, without training",
     "search": "find ratios, and a lean recipe, for a budget of GMACs or time",

@@ -12,8 +12,8 @@ from ltm_det.compat.ops import provide_mmcv_ops
 
 
 def apply() -> None:
-    """Put all in place: mmdet beside a newer mmcv, compiled ops that mmdet needs, safe loading, counts of attention, our
-    configs by name, and classes by name.
+    """Put all in place: mmdet beside a newer mmcv, compiled ops that mmdet needs, safe loading,
+    counts of attention, our configs by name, and classes by name.
     """
     accept_newer_mmcv()
     provide_mmcv_ops()
