@@ -79,8 +79,11 @@ setup(
             "peft>=0.15,<1",
             "pre-commit",
             "tensorboard",
+            "playwright>=1.50,<2",  # drives the page of ltm-det demo, where there is a Chromium
             *DEPLOY,
             *DOCS,
+            *TILES,
+            *DEMO,
         ],
     },
 )
