@@ -87,8 +87,8 @@ def detectors_of(args: argparse.Namespace) -> dict[str, Detector]:
 
 
 def run(args: argparse.Namespace) -> None:
-    gradio()  # says at once that it is not installed
     files = files_of(args.images)
+    gradio()  # says before all else that it is not installed
     examples = [file for file in files if file.suffix.lower() in PICTURES][:MOST]
     blocks = page(detectors_of(args), examples, args.score_thr, args.rounds)
     try:
