@@ -112,12 +112,6 @@ def interpreter(version: str) -> str | None:
     return None
 
 
-def torchvision_of(torch: str) -> str:
-    """The release of torchvision that belongs to one of torch: 0.19.1 to 2.4.1."""
-    _, minor, patch = torch.split(".")
-    return f"0.{int(minor) + 15}.{patch}"
-
-
 def install(python: Path, *words: str) -> str | None:
     """Installs packages; what went wrong, or nothing."""
     pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--prefer-binary"]
@@ -225,7 +219,8 @@ def matrix(
                 base, wrong = here / "base", None
                 if python := interpreter(version):
                     run([python, "-m", "venv", base], ROOT, 5)
-                    pair = [f"torch=={torch}", f"torchvision=={torchvision_of(torch)}"]
+                    # pip finds the torchvision that belongs to it
+                    pair = [f"torch=={torch}", "torchvision", "--only-binary=torch,torchvision"]
                     wrong = install(base / "bin/python", *pair)
                 else:
                     wrong = f"no Python {version} here"
