@@ -6,8 +6,11 @@ Where mmdet is installed, importing this package registers everything in it, so 
 """
 
 from ltm_det.basics.host import check_host, is_there
+from ltm_det.basics.older_torch import complete
 
 __version__ = "0.2.0"
+
+complete()  # before operators are defined
 
 if is_there("mmdet"):
     check_host()  # of packages that lie over one another, and of what mmdet needs
