@@ -217,10 +217,12 @@ def installations() -> str:
         cv = [f"{n} {row[n]}" for n in ("mmcv", "mmcv-lite", "onedl-mmcv") if n in row]
         versions = [row.get("python", row["asked_python"]), row.get("torch", row["asked_torch"])]
         counts = [str(row.get(kind, "-")) for kind in ("commands", "passed", "failed")]
-        wrong = row.get("why") or row.get("stopped") or ""
-        rows.append([*versions, row["host"], det, *(cv or [""]), *counts, cell(wrong)])
+        wrong = row.get("stopped") or row.get("why") or ""
+        rows.append(
+            [*versions, row["host"], det, *(cv or [""]), *counts, cell(wrong), row["commit"][:7]]
+        )
     head = ["Python", "torch", "installed as", "mmdet", "mmcv", "of 4 commands", "passed", "failed"]
-    return table([*head, "what went wrong"], rows)
+    return table([*head, "what went wrong", "commit"], rows)
 
 
 def cell(text: str) -> str:
