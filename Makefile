@@ -17,7 +17,7 @@ TEST_JOBS ?= 2
 TEST_ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: install demo bench gpu test lint tables docs lock
+.PHONY: install demo bench gpu test test-matrix lint tables docs lock
 
 install: $(STAMP)
 
@@ -58,6 +58,10 @@ gpu: install
 
 test: install
 	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(TEST_ARGS)
+
+# Other versions of Python, torch and mmdet, one after the other: hours, and 15 GB at a time.
+test-matrix: install
+	$(PY) tools/test_matrix.py
 
 lint: install
 	$(PY) -m ruff check .

@@ -19,6 +19,11 @@ DEPLOY = [
     "nncf>=3.0",  # int8
 ]
 
+MMDET = ["mmdet==3.3.*", "mmengine>=0.10.7,<1"]
+
+TILES = ["sahi>=0.11.20,<1"]
+DEMO = ["gradio>=6,<7"]
+
 DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27,<2"]
 
 setup(
@@ -36,10 +41,8 @@ setup(
     },
     entry_points={"console_scripts": ["ltm-det = ltm_det.cli:main"]},
     install_requires=[
-        "torch>=2.4,<2.15",
-        "torchvision>=0.19,<0.30",
-        "mmdet==3.3.*",
-        "mmengine>=0.10.7,<1",
+        "torch>=2.4,<2.16",
+        "torchvision>=0.19,<0.31",
         # mmengine looks up `mmdet::` configs with pkg_resources, gone from setuptools 82 on and
         # announced with a warning at every use from 80.9 on. torch asks for 77.0.3.
         "setuptools>=77.0.3,<80.9",
@@ -53,11 +56,18 @@ setup(
         "matplotlib",
         "tqdm",
     ],
-    # One of the first two is needed, and only one: both install the module `mmcv`, so the one
-    # would overwrite files of the other.
+    # mmdet, mmengine and mmcv are of several distributions each, which would overwrite files of one
+    # another: none is required, so that what is there stays. Where none is, one of the first three
+    # brings all that is needed, the fourth what is needed beside an mmcv.
     extras_require={
-        "lite": ["mmcv-lite==2.1.0"],
-        "full": ["mmcv==2.1.0"],
+        "lite": [*MMDET, "mmcv-lite==2.1.0"],
+        "full": [*MMDET, "mmcv==2.1.0"],
+        "onedl": ["onedl-mmdetection>=3.5,<4", "onedl-mmengine>=0.10.10,<1", "onedl-mmcv>=2.3,<3"],
+        "mmdet": MMDET,
+        # pictures in tiles
+        "tiles": TILES,
+        # the page of ltm-det demo
+        "demo": DEMO,
         # to export and to run what was exported
         "deploy": DEPLOY,
         "docs": DOCS,
@@ -69,8 +79,11 @@ setup(
             "peft>=0.15,<1",
             "pre-commit",
             "tensorboard",
+            "playwright>=1.50,<2",  # drives the page of ltm-det demo, where there is a Chromium
             *DEPLOY,
             *DOCS,
+            *TILES,
+            *DEMO,
         ],
     },
 )

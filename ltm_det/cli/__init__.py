@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ltm_det.cli.common import BAD_INPUT, CONSOLE, interrupted
+from ltm_det.basics.host import EXTRAS, missing
+from ltm_det.cli.names import BAD_INPUT, CONSOLE
 
 # By name, in the order in which one meets them: what a command does.
 COMMANDS = {
@@ -13,6 +14,7 @@ COMMANDS = {
     "train": "train a detector",
     "test": "box and mask AP of a checkpoint, or of an exported file",
     "predict": "find objects on pictures, in folders and in videos",
+    "demo": "show on a local web page what a detector finds, beside a dense one",
     "draw": "draw what a detector finds beside the truth",
     "convert": "turn a trained detector into a merged one, without training",
     "search": "find ratios, and a lean recipe, for a budget of GMACs or time",
@@ -55,8 +57,13 @@ def main(words: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"{CONSOLE}: no command {words[0]!r}\n\n{usage()}", file=sys.stderr)
         return BAD_INPUT
+    if gone := missing():
+        print(f"{CONSOLE}: {' and '.join(gone)} not installed: {EXTRAS}", file=sys.stderr)
+        return BAD_INPUT
     sys.argv = [CONSOLE, *words]  # what commands call themselves, and write into their results
     try:
         return import_module(f"ltm_det.cli.{words[0].replace('-', '_')}").main(words[1:])
     except KeyboardInterrupt:  # while it is imported
+        from ltm_det.cli.common import interrupted
+
         return interrupted()

@@ -15,10 +15,9 @@ from mmengine.config import DictAction
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import check_output, write_text
 from ltm_det.basics.finite import check_numbers
+from ltm_det.cli.names import BAD_INPUT, CONSOLE
 from ltm_det.engine.preflight import is_local_main
 
-CONSOLE = "ltm-det"
-BAD_INPUT = 2  # exit code, as argparse has it
 # As shells report the signals SIGINT and SIGPIPE.
 INTERRUPTED, NOBODY_READS = 130, 141
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".pdf", ".webp")  # of matplotlib's

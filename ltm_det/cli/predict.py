@@ -8,7 +8,7 @@ from mmengine.config import DictAction
 from tqdm import tqdm
 
 from ltm_det.cli.common import command, config_file, new_parser, output_folder
-from ltm_det.prediction import Detector
+from ltm_det.prediction import Detector, Tiles
 from ltm_det.prediction.sources import batches, files_of, frames
 from ltm_det.prediction.writers import FORMS, writers_of
 
@@ -35,6 +35,29 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     on.add_argument(
         "--batch", type=int, default=1, metavar="N", help="pictures at a time (default: 1)"
     )
+    on.add_argument(
+        "--tiles",
+        action="store_true",
+        help="look at large pictures in tiles, and once as a whole, and join what the borders cut",
+    )
+    on.add_argument(
+        "--tile-size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="height and width of tiles, or one number (default: what the detector takes)",
+    )
+    on.add_argument(
+        "--tile-overlap",
+        type=float,
+        metavar="SHARE",
+        help="share of a tile that its neighbour has too (default: 0.2)",
+    )
+    on.add_argument(
+        "--tiles-alone",
+        action="store_true",
+        help="do not look at the whole picture: objects larger than a tile come in parts",
+    )
     of.add_argument("--score-thr", type=float, default=0.3, help="least score (default: 0.3)")
     of.add_argument("--device", help="of a config's detector (default: a GPU if there is one)")
     of.add_argument("--threads", type=int, metavar="N", help="of an exported detector")
@@ -57,11 +80,22 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--batch must be at least 1, but is {args.batch}")
     if args.threads is not None and args.threads < 1:
         parser.error(f"--threads must be at least 1, but is {args.threads}")
+    given = args.tile_size is not None or args.tile_overlap is not None or args.tiles_alone
+    if given and not args.tiles:
+        parser.error("--tile-size, --tile-overlap and --tiles-alone are of --tiles: give it too")
     return args
 
 
+def tiles_of(args: argparse.Namespace) -> Tiles | bool:
+    """How pictures are cut, if so; as many tiles at a time as pictures would be."""
+    if not args.tiles:
+        return False
+    overlap = {} if args.tile_overlap is None else dict(overlap=args.tile_overlap)
+    return Tiles(args.tile_size, whole=not args.tiles_alone, batch=args.batch, **overlap)
+
+
 def run(args: argparse.Namespace) -> None:
-    files = files_of(args.images)
+    files, tiles = files_of(args.images), tiles_of(args)
     detector = Detector(
         args.model,
         args.checkpoint,
@@ -74,7 +108,8 @@ def run(args: argparse.Namespace) -> None:
     pictures = objects = 0
     try:
         for batch in batches(tqdm(frames(files), unit=" pictures"), args.batch):
-            for frame, found in zip(batch, detector([f.image for f in batch]), strict=True):
+            every = detector([f.image for f in batch], tiles)
+            for frame, found in zip(batch, every, strict=True):
                 for writer in writers:
                     writer.add(frame, found)
                 pictures, objects = pictures + 1, objects + len(found)

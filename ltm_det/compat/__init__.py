@@ -7,16 +7,15 @@ from ltm_det.compat.checkpoint import allow_mmengine_checkpoints, load_safely
 from ltm_det.compat.class_names import match_classes_by_name
 from ltm_det.compat.complexity import count_fused_attention
 from ltm_det.compat.configs import find_our_configs
+from ltm_det.compat.newer_mmcv import accept_newer_mmcv
 from ltm_det.compat.ops import provide_mmcv_ops
 
 
 def apply() -> None:
-    """Put all in place: compiled ops that mmdet needs, safe loading, counts of attention, our
-    configs by name, and classes by name.
-
-    Raises:
-        ImportError: Neither mmcv nor mmcv-lite is installed.
+    """Put all in place: mmdet beside a newer mmcv, compiled ops that mmdet needs, safe loading,
+    counts of attention, our configs by name, and classes by name.
     """
+    accept_newer_mmcv()
     provide_mmcv_ops()
     allow_mmengine_checkpoints()
     load_safely()
@@ -26,6 +25,7 @@ def apply() -> None:
 
 
 __all__ = [
+    "accept_newer_mmcv",
     "allow_mmengine_checkpoints",
     "apply",
     "count_fused_attention",

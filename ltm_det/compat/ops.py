@@ -13,15 +13,7 @@ def provide_mmcv_ops() -> None:
 
     The stand-in is loaded under mmcv's name from a file, so its ``__spec__`` and loader are real
     ones: mmengine's environment report asks for them.
-
-    Raises:
-        ImportError: Neither mmcv nor mmcv-lite is installed.
     """
-    if find_spec("mmcv") is None:
-        raise ImportError(
-            'ltm_det needs mmcv beside mmdet. Install it with `pip install "ltm_det[lite]"` '
-            '(no compiler needed) or `pip install "ltm_det[full]"` (builds all ops of mmcv).'
-        )
     if find_spec(EXT_NAME) is not None:  # compiled, or the stand-in from an earlier call
         return
     spec = spec_from_file_location(EXT_NAME, STAND_IN)

@@ -3,7 +3,7 @@
 Shapes: a picture of h x w pixels, K objects.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -27,9 +27,9 @@ from ltm_det.deploy.predictor import check_picture
 from ltm_det.detectors import FAST
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
+from ltm_det.prediction.tiles import Find, Size, Tiles, find_in_tiles
 
 Image = np.ndarray | str | Path
-Find = Callable[[list[np.ndarray]], list[Detections]]
 
 
 class Detector:
@@ -51,6 +51,7 @@ class Detector:
 
     Attributes:
         classes: Names of the labels, None where a file does not know them.
+        size: Height and width of pictures that are not resized, None where that is any.
 
     Raises:
         InputError: There is no such file, or it is of another kind.
@@ -70,35 +71,53 @@ class Detector:
             raise InputError(f"score={score}: give 0 to 1")
         self.score = score
         self.classes: list[str] | None
+        self.size: Size | None
         self._find: Find
         if Path(model).suffix in deploy.FORMATS:
             if checkpoint is not None or options:
                 raise InputError(f"{model} is a whole detector: give no checkpoint, no options")
-            self._find, self.classes = of_file(model, threads)
+            self._find, self.classes, self.size = of_file(model, threads)
         else:
             if checkpoint is None:
                 raise InputError(f"{model} is a config: give the checkpoint of its weights too")
-            self._find, self.classes = of_config(str(model), str(checkpoint), device, options)
+            of = of_config(str(model), str(checkpoint), device, options)
+            self._find, self.classes, self.size = of
 
     @overload
-    def __call__(self, images: Image) -> Detections: ...
+    def __call__(self, images: Image, tiles: bool | Tiles = False) -> Detections: ...
 
     @overload
-    def __call__(self, images: Sequence[Image]) -> list[Detections]: ...
+    def __call__(
+        self, images: Sequence[Image], tiles: bool | Tiles = False
+    ) -> list[Detections]: ...
 
-    def __call__(self, images: Image | Sequence[Image]) -> Detections | list[Detections]:
+    def __call__(
+        self, images: Image | Sequence[Image], tiles: bool | Tiles = False
+    ) -> Detections | list[Detections]:
         """What is found on a picture, or on each of several.
 
         Args:
             images: A file, or an array (h, w, 3) of uint8, blue first, as ``cv2.imread`` gives it;
                 or a sequence of such, which a checkpoint's detector takes as one batch.
+            tiles: Whether pictures that are larger than what the detector takes are looked at in
+                tiles, and how, see :class:`.tiles.Tiles`.
 
         Raises:
-            InputError: A file that is no picture, or an array of another kind.
+            InputError: A file that is no picture, or an array of another kind; tiles of a detector
+                for pictures of any size, without a size.
+            ImportError: SAHI, which lays tiles, is not installed.
         """
         several = isinstance(images, Sequence) and not isinstance(images, str)
         pictures = [as_array(image) for image in (images if several else [images])]
-        found = [objects.above(self.score) for objects in self._find(pictures)] if pictures else []
+        if tiles:
+            how = tiles if isinstance(tiles, Tiles) else Tiles()
+            found = [
+                find_in_tiles(self._find, picture, how, self.size, self.score)
+                for picture in pictures
+            ]
+        else:
+            every = self._find(pictures) if pictures else []
+            found = [objects.above(self.score) for objects in every]
         return found if several else found[0]
 
 
@@ -119,21 +138,26 @@ def as_array(image: Image) -> np.ndarray:
     return image
 
 
-def of_file(file: str | Path, threads: int | None) -> tuple[Find, list[str] | None]:
-    """How an exported detector finds objects, and the names of its classes."""
+def of_file(file: str | Path, threads: int | None) -> tuple[Find, list[str] | None, Size | None]:
+    """How an exported detector finds objects, the names of its classes, and the height and width of
+    pictures that it does not resize."""
     try:
         predictor = deploy.load(file, threads)
     except (FileNotFoundError, ValueError) as error:
         raise InputError(str(error)) from error
     if not isinstance(predictor, deploy.Predictor):
         raise InputError(f"{file} is a backbone: write one with ltm-det export --part detector")
-    return lambda images: [predictor(image) for image in images], predictor.about["classes"]
+    size = predictor.size
+    if size is None and predictor.about["scale"]:
+        size = min(predictor.about["scale"]), max(predictor.about["scale"])
+    return lambda images: [predictor(image) for image in images], predictor.about["classes"], size
 
 
 def of_config(
     config: str, checkpoint: str, device: str | None, options: dict[str, Any] | None
-) -> tuple[Find, list[str] | None]:
-    """How a checkpoint's detector finds objects, and the names of its classes."""
+) -> tuple[Find, list[str] | None, Size | None]:
+    """How a checkpoint's detector finds objects, the names of its classes, and the height and width
+    of pictures that it does not resize."""
     cfg = preflight.load_config(config, options)
     preflight.check_checkpoint(checkpoint)
     if cfg.model.type in FAST.values():
@@ -153,7 +177,7 @@ def of_config(
             for sample, image in zip(samples, images, strict=True)
         ]
 
-    return find, None if classes is None else list(classes)
+    return find, None if classes is None else list(classes), unresized(pipeline)
 
 
 def array_pipeline(cfg: Config) -> Compose:
@@ -166,6 +190,19 @@ def array_pipeline(cfg: Config) -> Compose:
     for key in ("file_client_args", "imdecode_backend"):
         steps[0].pop(key, None)
     return Compose([s for s, kind in zip(steps, kinds) if "LoadAnnotations" not in kind])
+
+
+def unresized(pipeline: Compose) -> Size | None:
+    """Height and width of pictures that a pipeline leaves as they are; None where it resizes none,
+    or all by one factor."""
+    for step in pipeline.transforms:
+        scale = getattr(step, "scale", None)
+        if isinstance(scale, (tuple, list)) and len(scale) == 2:
+            width, height = map(int, scale)
+            # a scale in proportion is of the longer and the shorter side
+            kept = getattr(step, "keep_ratio", False)
+            return (min(scale), max(scale)) if kept else (height, width)
+    return None
 
 
 def as_detections(

@@ -209,6 +209,28 @@ def compared(backbone: str, setting: str) -> str:
     return table(head, rows)
 
 
+def installations() -> str:
+    """What `make test-matrix` tried: versions, the user's commands, tests, and what went wrong."""
+    rows = []
+    for row in load("install.json")["rows"]:
+        det = row.get("mmdet") or row.get("onedl-mmdetection", "")
+        cv = [f"{n} {row[n]}" for n in ("mmcv", "mmcv-lite", "onedl-mmcv") if n in row]
+        versions = [row.get("python", row["asked_python"]), row.get("torch", row["asked_torch"])]
+        counts = [str(row.get(kind, "-")) for kind in ("commands", "passed", "failed")]
+        wrong = row.get("stopped") or row.get("why") or ""
+        rows.append(
+            [*versions, row["host"], det, *(cv or [""]), *counts, cell(wrong), row["commit"][:7]]
+        )
+    head = ["Python", "torch", "installed as", "mmdet", "mmcv", "of 4 commands", "passed", "failed"]
+    return table([*head, "what went wrong", "commit"], rows)
+
+
+def cell(text: str) -> str:
+    """A text that fits into a cell."""
+    text = text.replace("|", "/").replace("<", "&lt;")
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def section(file: str, title: str) -> Callable[[], str]:
     """A part of a Markdown file in results/, by its heading or the line before its table."""
 
@@ -244,6 +266,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compare-vit-0.55": lambda: compared("vit", "0.55"),
     "converted": section("compare.md", "## Converted from"),
     "calibrated": section("compare.md", "## Converted and calibrated"),
+    "install": installations,
     "study": lambda: (RESULTS / "demo_study.md").read_text().strip(),
     "bottleneck": section("demo_study_bottleneck.md", "Samples of val, hard clusters"),
 }
