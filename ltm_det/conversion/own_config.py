@@ -20,6 +20,7 @@ LOADERS = dict(train="train", val="val", test="val")  # by loader, the part of t
 MASKED = dict(MaskRCNN="FasterRCNN", FastMaskRCNN="FastFasterRCNN")  # and what has boxes alone
 SIZED = dict(scale="scale", scales="scale", img_scale="scale", crop_size="crop")  # of transforms
 EPOCHS, LEAST = 36, 2000  # mmdet's longest usual schedule; iterations below which little is learned
+LOGGED = 50  # iterations between lines of mmengine's log
 BASE_BATCH = 16  # pictures a step, that mmdet's learning rates are for
 
 
@@ -31,7 +32,7 @@ def on_own_data(
     batch: int | None = None,
     say: Callable[[str], Any] = print,
 ) -> Config:
-    """The config, changed in place.
+    """The config, changed in place: :func:`fit_to_data`, then :func:`fit_schedule`.
 
     Args:
         cfg: Of a detector of mmdet's, with its data, pipelines and optimiser.
@@ -46,26 +47,69 @@ def on_own_data(
         InputError: The detector has no heads with a number of classes, or needs masks that the
             data do not have.
     """
+    fit_to_data(cfg, data, files, say)
+    fit_schedule(cfg, data, epochs, batch or cfg.train_dataloader.batch_size, say)
+    return cfg
+
+
+def fit_to_data(
+    cfg: Config, data: OwnData, files: tuple[Path, Path], say: Callable[[str], Any] = print
+) -> tuple[int, int]:
+    """Classes, files, masks and sizes, as :func:`on_own_data` has them.
+
+    Returns:
+        Longer and shorter side that pictures are resized to, at most.
+    """
     heads = set_classes(cfg.model, len(data.classes))
     if not heads:
         raise InputError(f"no part of a {cfg.model.type} has num_classes: it is no detector")
+    assert data.val is not None
+    counts = [
+        f"{len(part.coco['images'])} pictures with {len(part.coco['annotations'])} objects"
+        for part in (data.train, data.val)
+    ]
     names = ", ".join(data.classes[:10]) + ", ..." * (len(data.classes) > 10)
     say(f"{data.form} data, classes: {len(data.classes)} ({names})")
+    say(f"{counts[0]} to train on, {counts[1]} to validate on")
     if not data.masked:
         without_masks(cfg)
         say("the data have boxes alone, no masks: the detector finds boxes alone")
+    cfg.auto_scale_lr = dict(enable=False, base_batch_size=base_batch(cfg))
     set_data(cfg, data, files)
     longer, shorter = set_sizes(cfg, data.size())
-    batch = batch or cfg.train_dataloader.batch_size
-    pictures = len(data.train.coco["images"])
-    steps = ceil(pictures / batch)
-    epochs = epochs or max(EPOCHS, ceil(LEAST / steps))
-    set_schedule(cfg, steps * epochs, batch)
     say(
-        f"{pictures} pictures of about {longer} x {shorter}, {batch} a step, --epochs {epochs}: "
-        f"{steps * epochs} iterations, learning rate {cfg.optim_wrapper.optimizer.lr:.3g}"
+        "pictures of about {} x {} pixels, trained on at up to ".format(*data.size())
+        + f"{longer} x {shorter}"
     )
-    return cfg
+    return longer, shorter
+
+
+def fit_schedule(
+    cfg: Config,
+    data: OwnData,
+    epochs: int | None,
+    batch: int,
+    say: Callable[[str], Any] = print,
+) -> None:
+    """The schedule for so many pictures a step."""
+    steps = ceil(len(data.train.coco["images"]) / batch)
+    epochs = epochs or max(EPOCHS, ceil(LEAST / steps))
+    set_schedule(cfg, steps, epochs, batch)
+    say(
+        f"{batch} pictures a step, --epochs {epochs}: {steps * epochs} steps, learning rate "
+        f"{cfg.optim_wrapper.optimizer.lr:.3g}; AP every {cfg.train_cfg.val_interval} steps"
+    )
+
+
+def most_pictures(cfg: Config, pictures: int) -> int:
+    """Pictures a step above which nothing is won: those that the config's learning rate is for, and
+    those that leave `LEAST` steps in `EPOCHS`; two at least."""
+    return max(2, min(base_batch(cfg), pictures * EPOCHS // LEAST))
+
+
+def base_batch(cfg: Config) -> int:
+    """Pictures a step that the config's learning rate is for."""
+    return (cfg.get("auto_scale_lr") or {}).get("base_batch_size", BASE_BATCH)
 
 
 def nodes(tree: Any) -> Iterator[dict]:
@@ -188,10 +232,13 @@ def set_sizes(cfg: Config, size: tuple[int, int]) -> tuple[int, int]:
     if size[0] >= largest[0] or size[1] >= largest[1]:
         return largest
     wanted = tuple(max(STEP, round(side / STEP) * STEP) for side in size)
+    shrink = max(new / old for new, old in zip(wanted, largest, strict=True))
     for node in nodes(pipelines):
-        for key in SIZED:
-            if key in node:
+        for key, kind in SIZED.items():
+            if key in node and kind == "scale":
                 node[key] = fitted(node[key], largest, wanted)
+            elif key in node:  # height and width of all pictures, or a range of both
+                node[key] = tuple(max(1, round(side * shrink)) for side in node[key])
     before = cfg.model.get("data_preprocessor") or {}
     if before.get("pad_size_divisor", 1) > wanted[0]:  # a ViT's, which pads to one size
         before["pad_size_divisor"] = wanted[0]
@@ -214,14 +261,15 @@ def fitted(given: Any, largest: tuple[int, int], wanted: tuple[int, ...]) -> Any
     return (longer, shorter) if given[0] >= given[1] else (shorter, longer)
 
 
-def set_schedule(cfg: Config, iterations: int, batch: int) -> None:
-    """So many iterations: a warm-up, then a cosine to zero; AP ten times; the learning rate by the
-    square root of the batch, as Adam's scales (arXiv 2205.10287), from the one that the config has
-    for its own batch (`BASE_BATCH` where it does not say)."""
-    base = (cfg.get("auto_scale_lr") or {}).get("base_batch_size", BASE_BATCH)
+def set_schedule(cfg: Config, steps: int, epochs: int, batch: int) -> None:
+    """So many epochs of so many steps: a warm-up, then a cosine to zero; AP ten times, but once an
+    epoch at most; the learning rate by the square root of the batch, as Adam's scales (arXiv
+    2205.10287), from the one that the config has for its own batch (`BASE_BATCH` where it does not
+    say)."""
+    iterations = steps * epochs
     optimizer = cfg.optim_wrapper.optimizer
-    optimizer.lr = optimizer.lr * sqrt(batch / base)
-    warm_up, interval = max(1, min(500, iterations // 10)), max(1, iterations // 10)
+    optimizer.lr = optimizer.lr * sqrt(batch / base_batch(cfg))
+    warm_up, interval = max(1, min(500, iterations // 10)), max(steps, iterations // 10)
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=iterations, val_interval=interval)
     cfg.param_scheduler = [
         dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=warm_up),
@@ -242,5 +290,8 @@ def set_schedule(cfg: Config, iterations: int, batch: int) -> None:
         "interval": interval,
         "max_keep_ckpts": 2,
     }
+    if iterations < 10 * LOGGED:  # lines of the log
+        cfg.default_hooks.logger = dict(type="LoggerHook", interval=max(1, iterations // 10))
     cfg.log_processor = {**(cfg.get("log_processor") or {}), "by_epoch": False}
-    cfg.auto_scale_lr = dict(enable=False, base_batch_size=batch)
+    scaled = (cfg.get("auto_scale_lr") or {}).get("enable", False)
+    cfg.auto_scale_lr = dict(enable=scaled, base_batch_size=batch)
