@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from ltm_det.basics.errors import InputError
 from ltm_det.cli.common import CONSOLE
-from ltm_det.conversion.own_config import EPOCHS, LEAST, fit_schedule, most_pictures
+from ltm_det.conversion.own_schedule import fit_schedule, most_pictures
 from ltm_det.datasets.own import OwnData
 from ltm_det.engine.checkpoints import POINTER
 from ltm_det.engine.config_files import override, read_config
@@ -48,7 +48,8 @@ def set_up(cfg: Config, args: argparse.Namespace, data: OwnData, say: Say) -> No
     """
     former = config_of_former_run(cfg, args)
     precisions, why = precisions_to_try(cfg, args, former)
-    batch, most = batch_or_most(cfg, args, data, former, say)
+    batch = given_batch(cfg, args, former, say)
+    most, enough = most_pictures(cfg, len(data.train.coco["images"]))
     trials: dict[str, list[Step]] = {}
     if len(precisions) > 1 or batch is None:
         try:
@@ -70,7 +71,13 @@ def set_up(cfg: Config, args: argparse.Namespace, data: OwnData, say: Say) -> No
         batch = largest_batch(trials[chosen], memory, most)
         if not batch:
             raise too_little(trials[chosen][1].memory, memory)
-        say(f"--batch {batch}: {why_so_many(trials[chosen], memory, batch, most)}")
+        steps, limit = trials[chosen], f"{memory / GIB:.1f} GiB that may be used"
+        why = f"a step takes about {memory_at(steps, batch) / GIB:.1f} of the {limit}; "
+        if batch < most:
+            why += f"of {2 * batch} it would take {memory_at(steps, 2 * batch) / GIB:.1f}"
+        else:
+            why += f"larger ones win nothing: {enough}"
+        say(f"--batch {batch}: {why}")
     fit_schedule(cfg, data, args.epochs, batch, say)
     override(cfg, args.cfg_options or {})
 
@@ -109,21 +116,24 @@ def set_precision_if_any(cfg: Config, precision: str) -> None:
         set_precision(cfg, precision)
 
 
-def batch_or_most(
-    cfg: Config, args: argparse.Namespace, data: OwnData, former: Config | None, say: Say
-) -> tuple[int | None, int]:
-    """Pictures a step where they are given, else None; and how many they should be at most."""
-    pictures = len(data.train.coco["images"])
-    most = 2 ** int(math.log2(min(most_pictures(cfg, pictures), max(1, pictures))))
+def given_batch(
+    cfg: Config, args: argparse.Namespace, former: Config | None, say: Say
+) -> int | None:
+    """Pictures a step, where they are settled without a trial."""
+    if args.batch is not None:
+        return None if args.batch == AUTO else args.batch
     typed = (args.cfg_options or {}).get("train_dataloader.batch_size")
-    given = args.batch if args.batch not in (None, AUTO) else typed
-    if given is None and former is not None and args.batch is None:
-        given = former.train_dataloader.batch_size
-        say(f"--batch {given}: as the run that goes on")
-    if given is None and args.launcher != "none":
-        given = cfg.train_dataloader.batch_size
-        say(f"--batch {given}, the config's: with --launcher nothing is tried")
-    return given, most
+    if typed is not None:
+        return typed
+    if former is not None:
+        batch = former.train_dataloader.batch_size
+        say(f"--batch {batch}: as the run that goes on")
+        return batch
+    if args.launcher != "none":
+        batch = cfg.train_dataloader.batch_size
+        say(f"--batch {batch}, the config's: with --launcher nothing is tried")
+        return batch
+    return None
 
 
 def tried(cfg: Config, most: int, memory: float) -> list[Step]:
@@ -155,21 +165,6 @@ def faster(trials: Mapping[str, list[Step]]) -> tuple[str, str]:
     ratio = times[BFLOAT16][shared] / times[FLOAT32][shared]
     chosen = BFLOAT16 if ratio < FASTER else FLOAT32
     return chosen, f"a step in bfloat16 took {ratio:.2f} of float32's time"
-
-
-def why_so_many(steps: list[Step], memory: float, batch: int, most: int) -> str:
-    """What a step takes, and why it is no larger."""
-    words = (
-        f"a step takes about {memory_at(steps, batch) / GIB:.1f} of the {memory / GIB:.1f} GiB "
-        "that may be used, "
-    )
-    if batch < most:
-        return (
-            words + f"and {2 * batch} pictures would take {memory_at(steps, 2 * batch) / GIB:.1f}"
-        )
-    return (
-        words + f"and larger steps would be fewer than {LEAST} in {EPOCHS} epochs, or win nothing"
-    )
 
 
 def finish(cfg: Config, runner: Runner, say: Say) -> None:

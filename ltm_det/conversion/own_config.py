@@ -1,17 +1,18 @@
 """A detector's config, whatever data it is written for, on a user's own data.
 
 What the data say is set wherever a config says it: classes and their number, files, boxes without
-masks, sizes of pictures. The schedule is written anew, in iterations.
+masks, sizes of pictures. The schedule is written anew, see :mod:`.own_schedule`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
 from ltm_det.basics.errors import InputError
+from ltm_det.conversion.own_schedule import base_batch, fit_schedule
 from ltm_det.datasets.own import OwnData
 from ltm_det.engine.preflight import leaf_datasets
 
@@ -19,9 +20,7 @@ STEP = 32  # pixels, of sizes: the stride of the coarsest map
 LOADERS = dict(train="train", val="val", test="val")  # by loader, the part of the data
 MASKED = dict(MaskRCNN="FasterRCNN", FastMaskRCNN="FastFasterRCNN")  # and what has boxes alone
 SIZED = dict(scale="scale", scales="scale", img_scale="scale", crop_size="crop")  # of transforms
-EPOCHS, LEAST = 36, 2000  # mmdet's longest usual schedule; iterations below which little is learned
-LOGGED = 50  # iterations between lines of mmengine's log
-BASE_BATCH = 16  # pictures a step, that mmdet's learning rates are for
+FOUND = 100  # objects a picture, that COCO's AP is of
 
 
 def on_own_data(
@@ -38,9 +37,7 @@ def on_own_data(
         cfg: Of a detector of mmdet's, with its data, pipelines and optimiser.
         data: With a part for validation.
         files: Their annotations on disk.
-        epochs: Times through the training pictures; None: `EPOCHS`, or as many as `LEAST`
-            iterations take.
-        batch: Pictures a step and process; None: the config's.
+        epochs, batch: See :func:`fit_schedule`; a batch of None is the config's.
         say: Is told what was changed.
 
     Raises:
@@ -76,40 +73,13 @@ def fit_to_data(
         say("the data have boxes alone, no masks: the detector finds boxes alone")
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=base_batch(cfg))
     set_data(cfg, data, files)
+    set_most_found(cfg, data, say)
     longer, shorter = set_sizes(cfg, data.size())
     say(
         "pictures of about {} x {} pixels, trained on at up to ".format(*data.size())
         + f"{longer} x {shorter}"
     )
     return longer, shorter
-
-
-def fit_schedule(
-    cfg: Config,
-    data: OwnData,
-    epochs: int | None,
-    batch: int,
-    say: Callable[[str], Any] = print,
-) -> None:
-    """The schedule for so many pictures a step."""
-    steps = ceil(len(data.train.coco["images"]) / batch)
-    epochs = epochs or max(EPOCHS, ceil(LEAST / steps))
-    set_schedule(cfg, steps, epochs, batch)
-    say(
-        f"{batch} pictures a step, --epochs {epochs}: {steps * epochs} steps, learning rate "
-        f"{cfg.optim_wrapper.optimizer.lr:.3g}; AP every {cfg.train_cfg.val_interval} steps"
-    )
-
-
-def most_pictures(cfg: Config, pictures: int) -> int:
-    """Pictures a step above which nothing is won: those that the config's learning rate is for, and
-    those that leave `LEAST` steps in `EPOCHS`; two at least."""
-    return max(2, min(base_batch(cfg), pictures * EPOCHS // LEAST))
-
-
-def base_batch(cfg: Config) -> int:
-    """Pictures a step that the config's learning rate is for."""
-    return (cfg.get("auto_scale_lr") or {}).get("base_batch_size", BASE_BATCH)
 
 
 def nodes(tree: Any) -> Iterator[dict]:
@@ -143,6 +113,19 @@ def set_classes(model: Mapping[str, Any], number: int) -> int:
                 node["num_classes"] = number
                 found += 1
     return found
+
+
+def set_most_found(cfg: Config, data: OwnData, say: Callable[[str], Any]) -> None:
+    """Lets a detector find as many objects on a picture as the fullest one has, where the config's
+    limit is lower."""
+    of = Counter(row.get("image_id") for row in data.train.coco["annotations"])
+    fullest = max(of.values(), default=0)
+    test = cfg.model.get("test_cfg") or {}
+    for part in (test, test.get("rcnn") or {}):
+        if part.get("max_per_img", fullest) < fullest:
+            part["max_per_img"] = fullest
+            ap = f"; AP is COCO's, of the best {FOUND}" * (fullest > FOUND)
+            say(f"up to {fullest} objects on a picture: as many may be found{ap}")
 
 
 def without_masks(cfg: Config) -> None:
@@ -259,39 +242,3 @@ def fitted(given: Any, largest: tuple[int, int], wanted: tuple[int, ...]) -> Any
         for side, old, new in zip((max(given), min(given)), largest, wanted, strict=True)
     )
     return (longer, shorter) if given[0] >= given[1] else (shorter, longer)
-
-
-def set_schedule(cfg: Config, steps: int, epochs: int, batch: int) -> None:
-    """So many epochs of so many steps: a warm-up, then a cosine to zero; AP ten times, but once an
-    epoch at most; the learning rate by the square root of the batch, as Adam's scales (arXiv
-    2205.10287), from the one that the config has for its own batch (`BASE_BATCH` where it does not
-    say)."""
-    iterations = steps * epochs
-    optimizer = cfg.optim_wrapper.optimizer
-    optimizer.lr = optimizer.lr * sqrt(batch / base_batch(cfg))
-    warm_up, interval = max(1, min(500, iterations // 10)), max(steps, iterations // 10)
-    cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=iterations, val_interval=interval)
-    cfg.param_scheduler = [
-        dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=warm_up),
-        dict(
-            type="CosineAnnealingLR",
-            by_epoch=False,
-            begin=warm_up,
-            end=iterations,
-            T_max=max(1, iterations - warm_up),
-            eta_min=0,
-        ),
-    ]
-    cfg.train_dataloader.batch_size = batch
-    cfg.train_dataloader.sampler = dict(type="InfiniteSampler", shuffle=True)
-    cfg.default_hooks.checkpoint = {
-        **cfg.default_hooks.checkpoint,
-        "by_epoch": False,
-        "interval": interval,
-        "max_keep_ckpts": 2,
-    }
-    if iterations < 10 * LOGGED:  # lines of the log
-        cfg.default_hooks.logger = dict(type="LoggerHook", interval=max(1, iterations // 10))
-    cfg.log_processor = {**(cfg.get("log_processor") or {}), "by_epoch": False}
-    scaled = (cfg.get("auto_scale_lr") or {}).get("enable", False)
-    cfg.auto_scale_lr = dict(enable=scaled, base_batch_size=batch)

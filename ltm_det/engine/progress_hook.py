@@ -47,7 +47,7 @@ class ProgressHook(Hook):
     ) -> None:
         if self.bar is not None:
             if outputs and "loss" in outputs:
-                self.told["loss"] = f"{float(outputs['loss']):.3g}"
+                self.told["loss"] = f"{outputs['loss'].item():.3g}"
             self.bar.set_postfix(self.told, refresh=False)
             self.bar.update(runner.iter + 1 - self.bar.n)
 
