@@ -51,12 +51,14 @@ def set_up(cfg: Config, args: argparse.Namespace, data: OwnData, say: Say) -> No
     batch = given_batch(cfg, args, former, say)
     most, enough = most_pictures(cfg, len(data.train.coco["images"]))
     trials: dict[str, list[Step]] = {}
-    if len(precisions) > 1 or batch is None:
+    memory = math.inf
+    if batch is None:
         try:
             memory = free_memory(get_device()) * SHARE.get(get_device(), SHARE["cpu"])
         except MemoryUnknownError as error:
-            memory, batch = math.inf, batch or cfg.train_dataloader.batch_size
+            batch = cfg.train_dataloader.batch_size
             say(f"--batch {batch}, the config's: {error}")
+    if batch is None or len(precisions) > 1:
         say("some training steps are tried, to see what they take of memory and time ...")
         for precision in precisions:
             set_precision_if_any(cfg, precision)

@@ -1,5 +1,6 @@
 """What a run on one's own data chooses by the machine: pictures a step, and their precision."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,13 @@ class Machine:
         ]
 
 
+@pytest.fixture(scope="module")
+def base() -> Config:
+    return preflight.load_config(DEMO)
+
+
 @pytest.fixture
-def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def setting(base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """From a machine and words to the config that comes out, and what was said."""
     coco_folder(tmp_path / "cats")
 
@@ -54,7 +60,8 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(own_run, "has_bfloat16", lambda device: machine.bfloat16)
         work = str(tmp_path / "work")
         args = train.parse([DEMO, "--data", str(tmp_path / "cats"), "--work-dir", work, *words])
-        cfg = preflight.load_run_config(args)
+        cfg = copy.deepcopy(base)
+        cfg.work_dir = work
         data = own_data.use_own_data(cfg, args, lambda words: None)
         rows = data.train.coco["images"]
         rows += [rows[0]] * (pictures - len(rows))
@@ -98,7 +105,7 @@ def test_the_faster_precision(speed: float, precision: str, setting) -> None:
     machine.speed["bfloat16"] = speed
     cfg, said = setting(machine, pictures=5000)
     assert mixed_precision.precision_of(cfg) == precision
-    assert f"--precision {precision}: a step in bfloat16 took {speed} of float32's time" in said
+    assert f"--precision {precision}: a step in bfloat16 took {speed:.2f} of float32's time" in said
     # 4.5 GiB may be used, and a picture takes half of float32's
     assert cfg.train_dataloader.batch_size == (8 if precision == "bfloat16" else 4)
     assert [name for name, _ in machine.tried] == ["float32", "bfloat16"]
@@ -118,8 +125,9 @@ def test_a_run_that_goes_on_keeps_its_batch(setting, tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_known_the_config_decides(setting) -> None:
-    cfg, said = setting(Machine(-1))
-    assert cfg.train_dataloader.batch_size == 8
+    machine = Machine(-1)
+    cfg, said = setting(machine)
+    assert cfg.train_dataloader.batch_size == 8 and not machine.tried
     assert "--batch 8, the config's: this system does not tell" in said
 
 
