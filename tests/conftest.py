@@ -1,5 +1,6 @@
 """Settings and helpers for all tests."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import torch
 import ltm_det  # noqa: F401  first of all: without it, mmdet's models cannot be imported
 
 # isort: split
+from mmengine.config import config as configs
 from mmengine.device import utils as device
 from mmengine.logging import MMLogger
+from mmengine.runner import runner
 from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +38,11 @@ sys.meta_path = [Without(finder) for finder in sys.meta_path]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 device.DEVICE = "cpu"
+
+# Every run logs the machine and its config, formatted, which takes longer than a tiny training.
+runner.collect_env = dict
+configs.FormatCode = lambda text, **options: (text, True)
+gc.freeze()  # mmengine collects garbage for each data set, and would walk through all modules
 
 # Processes that tests start need not wait for transformers.
 HIDDEN = str(Path(__file__).parent / "hidden")

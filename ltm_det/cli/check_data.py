@@ -217,9 +217,14 @@ def checked_data(
     Raises:
         InputError: Errors are there, and are not to be left out, or can't be.
     """
+    wanted = [source for split in splits for source in sources_of(cfg, split)]
+    if known.are_clean(wanted):
+        return []
     checked, between = check_config(cfg, splits, look_at)
     findings = [finding for _, _, found in checked for finding in found] + between
-    if findings:
+    if not findings:
+        known.keep_clean(wanted, checked)
+    else:
         print(as_text(findings, FEW), file=sys.stderr)
     wrong = errors(findings)
     if wrong and (errors(between) or not args.skip_bad):

@@ -3,8 +3,11 @@
 mmengine knows the packages of OpenMMLab alone, and wants a folder in such a name.
 """
 
+from contextlib import suppress
 from functools import wraps
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import config
@@ -50,14 +53,29 @@ def with_our_folder(installed: Any) -> Any:
 
 
 def in_mmdets_scope(path: Any) -> Any:
-    """What our configs name is looked up where it is registered."""
+    """What our configs name is looked up where it is registered.
+
+    mmengine reads all metafiles of a package for each name, and then takes the file of that name.
+    """
 
     @wraps(path)
     def path_and_scope(name: str, file: str) -> tuple[str, str | None]:
-        found, scope = path(name, file)
+        package, _, inside = name.partition("::")
+        config = inside_package(package, inside) if inside else None
+        found, scope = path(name, file) if config is None else (str(config), package)
         return found, "mmdet" if scope == PACKAGE else scope
 
     return path_and_scope
+
+
+def inside_package(package: str, name: str) -> Path | None:
+    """A config that came with a package; None where it is not there."""
+    with suppress(ImportError, ValueError):  # names that are no package's
+        spec = find_spec(package)
+        if spec is not None and spec.origin is not None:
+            config = Path(spec.origin).parent / ".mim/configs" / name
+            return config if config.is_file() else None
+    return None
 
 
 def with_our_models(get_model: Any) -> Any:

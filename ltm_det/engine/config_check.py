@@ -5,6 +5,7 @@ never. What is not known here, as of other projects' classes, is passed over.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from mmdet.registry import DATASETS, MODELS
@@ -212,7 +213,9 @@ def class_counts(model: Part) -> Iterator[tuple[str, int]]:
 
 
 def check_classes(model: Part, cfg: Any) -> None:
-    """That heads have a number for each class of the data."""
+    """That heads have a number for each class of the data, and all data the same classes."""
+    if "language_model" in model:
+        return  # whose classes are words, other ones for each data set
     for path, count in class_counts(model):
         for loader in LOADERS:
             data = (cfg.get(loader) or {}).get("dataset")
@@ -224,6 +227,28 @@ def check_classes(model: Part, cfg: Any) -> None:
                         f"({', '.join(map(str, names[:3]))}, ...): set it to {len(names)}, or "
                         f"name fewer in {loader}.dataset.metainfo.classes"
                     )
+    if next(class_counts(model), None):
+        check_order_of_classes(cfg)
+
+
+def check_order_of_classes(cfg: Any) -> None:
+    """That a label means the same in training and in evaluation."""
+    known = [
+        (loader, tuple(names))
+        for loader in LOADERS
+        for dataset in leaves((cfg.get(loader) or {}).get("dataset"))
+        if (names := classes_of(dataset)) is not None
+    ]
+    for loader, names in known[1:]:
+        first = known[0][1]
+        if names == first:
+            continue
+        place = next(i for i, pair in enumerate(zip_longest(first, names)) if len({*pair}) == 2)
+        told = [repr(own[place]) if place < len(own) else "missing" for own in (first, names)]
+        raise InputError(
+            f"class {place} is {told[0]} in the data of {known[0][0]} and {told[1]} in those of "
+            f"{loader}: give all of them the same metainfo.classes, in one order"
+        )
 
 
 def leaves(dataset: Any) -> Iterator[Part]:

@@ -48,6 +48,10 @@ SETTINGS = {
     f"{HEAD}.num_classes=1": f"{HEAD}.num_classes=1, but .* has 2 classes .*box.*: set it to 2",
     f"{HEAD}.num_classes=3": "mask_head.num_classes=2, but model.roi_head.bbox_head.num_classes=3",
     f"{HEAD}.roi_feat_size=5": "roi_feat_size=5, but .*roi_layer.output_size=7: make them equal",
+    "val_dataloader.dataset.metainfo.classes=[slab,box]": (
+        "class 0 is 'box' in the data of train_dataloader and 'slab' in those of val_dataloader"
+    ),
+    "val_dataloader.dataset.metainfo.classes=[box]": "class 1 is 'slab' .* and missing in those of",
     "model.backbone.init_cfg.type=No": "init_cfg.*takes type='Pretrained' or None",
     "model.backbone.num_heads=[3,2,4,8]": r"num_heads\[0\]=3 does not divide the 16 channels",
     "model.data_preprocessor.mean=[1,2]": "mean has 2 channels, model.backbone.in_channels is 3",

@@ -89,6 +89,33 @@ def start(config: Path, split: str, **options: object) -> Config:
     return cfg
 
 
+def test_clean_data_are_looked_at_once(good: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "data"
+    shutil.copytree(good, root)
+    config = root / "config.py"
+    config.write_text((good / "whole.py").read_text().replace(str(good), str(root)))
+    looks = []
+    look_at = check_data.look_at
+    monkeypatch.setattr(check_data, "look_at", lambda *args: looks.append(args) or look_at(*args))
+    start(config, "train")
+    assert len(looks) == 1
+    start(config, "train")
+    assert len(looks) == 1
+    start(config, "test")  # other data
+    assert len(looks) == 2
+    coco = json.loads((root / "train.json").read_text())
+    (root / "train.json").write_text(json.dumps(coco, indent=1))  # the same in other bytes
+    start(config, "train")
+    start(config, "train")
+    assert len(looks) == 3
+    (root / "train" / coco["images"][0]["file_name"]).write_text("no picture")
+    with pytest.raises(check_data.InputError, match="the data have 1 error"):
+        start(config, "train")
+    with pytest.raises(check_data.InputError):  # what is faulty is never noted
+        start(config, "train")
+
+
 def names_of(data: Config) -> dict[tuple[str, tuple], str]:
     """Class of each object that a data set gives, by its picture and box; loads all pictures."""
     with DefaultScope.overwrite_default_scope("mmdet"):
