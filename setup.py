@@ -41,8 +41,8 @@ setup(
     },
     entry_points={"console_scripts": ["ltm-det = ltm_det.cli:main"]},
     install_requires=[
-        "torch>=2.4,<2.16",
-        "torchvision>=0.19,<0.31",
+        "torch>=2.4,<2.15",
+        "torchvision>=0.19,<0.30",
         # mmengine looks up `mmdet::` configs with pkg_resources, gone from setuptools 82 on and
         # announced with a warning at every use from 80.9 on. torch asks for 77.0.3.
         "setuptools>=77.0.3,<80.9",

@@ -228,6 +228,14 @@ def test_commands_on_a_dense_demo_say_what_comes_first(
     )
 
 
+@pytest.mark.skipif((ROOT / "data/demo").exists(), reason="the demo's data are there: it would run")
+@pytest.mark.parametrize("command", [c for c in commands() if " --data " in c])
+def test_commands_on_own_data_say_what_there_may_be(run: Callable, command: str) -> None:
+    done = run(command)
+    assert done.returncode == 2
+    assert "no data at data/demo" in done.stderr and "YOLO" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif((ROOT / "data/coco").exists(), reason="COCO is there: this would train")
 @pytest.mark.parametrize(
@@ -236,7 +244,7 @@ def test_commands_on_a_dense_demo_say_what_comes_first(
         c
         for c in commands()
         if re.search(r"ltm-det (train|test)|(train|test)\.sh", c)
-        and not re.search("work_dirs/(dense|demo)", c)
+        and not re.search("work_dirs/(dense|demo)|--data ", c)
     ],
 )
 def test_coco_commands_say_where_coco_belongs(run: Callable, command: str) -> None:

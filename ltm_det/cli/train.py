@@ -5,14 +5,17 @@ import os
 from collections.abc import Sequence
 
 from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ltm_det.cli import check_data, own_data
+from ltm_det.cli import check_data, own_data, own_run
 from ltm_det.cli.common import command, config_file, new_parser, output_folder
 from ltm_det.compat.checkpoint import BACKBONE, WHOLE, fitting
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
+from ltm_det.engine.mixed_precision import PRECISIONS, float16_advice, set_precision
+from ltm_det.engine.progress_hook import ProgressHook
 from ltm_det.engine.resuming import disk_errors_named, resume, use_safe_checkpoints
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py --amp"
@@ -25,7 +28,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     where = parser.add_argument_group("several processes")
     of.add_argument("config", type=config_file, nargs="?", help="config file")
     runs.add_argument("--work-dir", type=output_folder, help="folder for logs and checkpoints")
-    of.add_argument("--amp", action="store_true", help="train in mixed precision")
+    of.add_argument("--amp", action="store_true", help="train in float16, a GPU's")
+    of.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="number format of training (default: with --data auto, the faster one; else the "
+        "config's)",
+    )
     of.add_argument(
         "--auto-scale-lr",
         action="store_true",
@@ -82,18 +91,30 @@ def train(args: argparse.Namespace) -> None:
     cfg = preflight.load_run_config(args)
     local_main = preflight.is_local_main(args.launcher)
     say = print if local_main else lambda words: None
-    if args.data is not None:
-        own_data.use_own_data(cfg, args, say)
+    data = own_data.use_own_data(cfg, args, say) if args.data is not None else None
     apply_options(cfg, args)
     resume(cfg, args.resume, say)
     check_data.before_run(cfg, args, "train", "val")
+    if data is not None:
+        own_run.set_up(cfg, args, data, say)
+    elif args.precision is not None:
+        set_precision(cfg, args.precision)
+    if advice := float16_advice(cfg):
+        say(advice)
     if local_main:
         preflight.check_weights(cfg)
         preflight.check_amp(cfg)
     part = WHOLE if cfg.get("resume") else BACKBONE  # heads may have other classes at a start
     with preflight.launched(cfg), fitting(part), disk_errors_named(cfg), building(cfg):
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-        runner.train()
+        progress = ProgressHook()
+        runner.register_hook(progress)
+        try:
+            runner.train()
+        finally:
+            progress.close()
+        if data is not None and is_main_process():
+            own_run.finish(cfg, runner, say)
 
 
 main = command(parse, train, preflight.PreflightError)

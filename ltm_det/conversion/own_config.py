@@ -1,17 +1,18 @@
 """A detector's config, whatever data it is written for, on a user's own data.
 
 What the data say is set wherever a config says it: classes and their number, files, boxes without
-masks, sizes of pictures. The schedule is written anew, in iterations.
+masks, sizes of pictures. The schedule is written anew, see :mod:`.own_schedule`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
 from ltm_det.basics.errors import InputError
+from ltm_det.conversion.own_schedule import base_batch, fit_schedule
 from ltm_det.datasets.own import OwnData
 from ltm_det.engine.preflight import leaf_datasets
 
@@ -19,8 +20,7 @@ STEP = 32  # pixels, of sizes: the stride of the coarsest map
 LOADERS = dict(train="train", val="val", test="val")  # by loader, the part of the data
 MASKED = dict(MaskRCNN="FasterRCNN", FastMaskRCNN="FastFasterRCNN")  # and what has boxes alone
 SIZED = dict(scale="scale", scales="scale", img_scale="scale", crop_size="crop")  # of transforms
-EPOCHS, LEAST = 36, 2000  # mmdet's longest usual schedule; iterations below which little is learned
-BASE_BATCH = 16  # pictures a step, that mmdet's learning rates are for
+FOUND = 100  # objects a picture, that COCO's AP is of
 
 
 def on_own_data(
@@ -31,41 +31,55 @@ def on_own_data(
     batch: int | None = None,
     say: Callable[[str], Any] = print,
 ) -> Config:
-    """The config, changed in place.
+    """The config, changed in place: :func:`fit_to_data`, then :func:`fit_schedule`.
 
     Args:
         cfg: Of a detector of mmdet's, with its data, pipelines and optimiser.
         data: With a part for validation.
         files: Their annotations on disk.
-        epochs: Times through the training pictures; None: `EPOCHS`, or as many as `LEAST`
-            iterations take.
-        batch: Pictures a step and process; None: the config's.
+        epochs, batch: See :func:`fit_schedule`; a batch of None is the config's.
         say: Is told what was changed.
 
     Raises:
         InputError: The detector has no heads with a number of classes, or needs masks that the
             data do not have.
     """
+    fit_to_data(cfg, data, files, say)
+    fit_schedule(cfg, data, epochs, batch or cfg.train_dataloader.batch_size, say)
+    return cfg
+
+
+def fit_to_data(
+    cfg: Config, data: OwnData, files: tuple[Path, Path], say: Callable[[str], Any] = print
+) -> tuple[int, int]:
+    """Classes, files, masks and sizes, as :func:`on_own_data` has them.
+
+    Returns:
+        Longer and shorter side that pictures are resized to, at most.
+    """
     heads = set_classes(cfg.model, len(data.classes))
     if not heads:
         raise InputError(f"no part of a {cfg.model.type} has num_classes: it is no detector")
+    assert data.val is not None
+    counts = [
+        f"{len(part.coco['images'])} pictures with {len(part.coco['annotations'])} objects"
+        for part in (data.train, data.val)
+    ]
     names = ", ".join(data.classes[:10]) + ", ..." * (len(data.classes) > 10)
     say(f"{data.form} data, classes: {len(data.classes)} ({names})")
+    say(f"{counts[0]} to train on, {counts[1]} to validate on")
     if not data.masked:
         without_masks(cfg)
         say("the data have boxes alone, no masks: the detector finds boxes alone")
+    cfg.auto_scale_lr = dict(enable=False, base_batch_size=base_batch(cfg))
     set_data(cfg, data, files)
+    set_most_found(cfg, data, say)
     longer, shorter = set_sizes(cfg, data.size())
-    batch = batch or cfg.train_dataloader.batch_size
-    pictures = len(data.train.coco["images"])
-    steps = ceil(pictures / batch)
-    epochs = epochs or max(EPOCHS, ceil(LEAST / steps))
-    set_schedule(cfg, steps * epochs, batch)
     say(
-        f"{pictures} pictures of about {longer} x {shorter}, {batch} a step, --epochs {epochs}: "
-        f"{steps * epochs} iterations, learning rate {cfg.optim_wrapper.optimizer.lr:.3g}"
+        "pictures of about {} x {} pixels, trained on at up to ".format(*data.size())
+        + f"{longer} x {shorter}"
     )
-    return cfg
+    return longer, shorter
 
 
 def nodes(tree: Any) -> Iterator[dict]:
@@ -99,6 +113,19 @@ def set_classes(model: Mapping[str, Any], number: int) -> int:
                 node["num_classes"] = number
                 found += 1
     return found
+
+
+def set_most_found(cfg: Config, data: OwnData, say: Callable[[str], Any]) -> None:
+    """Lets a detector find as many objects on a picture as the fullest one has, where the config's
+    limit is lower."""
+    of = Counter(row.get("image_id") for row in data.train.coco["annotations"])
+    fullest = max(of.values(), default=0)
+    test = cfg.model.get("test_cfg") or {}
+    for part in (test, test.get("rcnn") or {}):
+        if part.get("max_per_img", fullest) < fullest:
+            part["max_per_img"] = fullest
+            ap = f"; AP is COCO's, of the best {FOUND}" * (fullest > FOUND)
+            say(f"up to {fullest} objects on a picture: as many may be found{ap}")
 
 
 def without_masks(cfg: Config) -> None:
@@ -188,10 +215,13 @@ def set_sizes(cfg: Config, size: tuple[int, int]) -> tuple[int, int]:
     if size[0] >= largest[0] or size[1] >= largest[1]:
         return largest
     wanted = tuple(max(STEP, round(side / STEP) * STEP) for side in size)
+    shrink = max(new / old for new, old in zip(wanted, largest, strict=True))
     for node in nodes(pipelines):
-        for key in SIZED:
-            if key in node:
+        for key, kind in SIZED.items():
+            if key in node and kind == "scale":
                 node[key] = fitted(node[key], largest, wanted)
+            elif key in node:  # height and width of all pictures, or a range of both
+                node[key] = tuple(max(1, round(side * shrink)) for side in node[key])
     before = cfg.model.get("data_preprocessor") or {}
     if before.get("pad_size_divisor", 1) > wanted[0]:  # a ViT's, which pads to one size
         before["pad_size_divisor"] = wanted[0]
@@ -212,35 +242,3 @@ def fitted(given: Any, largest: tuple[int, int], wanted: tuple[int, ...]) -> Any
         for side, old, new in zip((max(given), min(given)), largest, wanted, strict=True)
     )
     return (longer, shorter) if given[0] >= given[1] else (shorter, longer)
-
-
-def set_schedule(cfg: Config, iterations: int, batch: int) -> None:
-    """So many iterations: a warm-up, then a cosine to zero; AP ten times; the learning rate by the
-    square root of the batch, as Adam's scales (arXiv 2205.10287), from the one that the config has
-    for its own batch (`BASE_BATCH` where it does not say)."""
-    base = (cfg.get("auto_scale_lr") or {}).get("base_batch_size", BASE_BATCH)
-    optimizer = cfg.optim_wrapper.optimizer
-    optimizer.lr = optimizer.lr * sqrt(batch / base)
-    warm_up, interval = max(1, min(500, iterations // 10)), max(1, iterations // 10)
-    cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=iterations, val_interval=interval)
-    cfg.param_scheduler = [
-        dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=warm_up),
-        dict(
-            type="CosineAnnealingLR",
-            by_epoch=False,
-            begin=warm_up,
-            end=iterations,
-            T_max=max(1, iterations - warm_up),
-            eta_min=0,
-        ),
-    ]
-    cfg.train_dataloader.batch_size = batch
-    cfg.train_dataloader.sampler = dict(type="InfiniteSampler", shuffle=True)
-    cfg.default_hooks.checkpoint = {
-        **cfg.default_hooks.checkpoint,
-        "by_epoch": False,
-        "interval": interval,
-        "max_keep_ckpts": 2,
-    }
-    cfg.log_processor = {**(cfg.get("log_processor") or {}), "by_epoch": False}
-    cfg.auto_scale_lr = dict(enable=False, base_batch_size=batch)

@@ -42,6 +42,13 @@ class DistillHook(Hook):
     It asks for no labels; the detector's own losses go on. Nothing of it is in checkpoints, so that
     a run is resumed with the same file.
 
+    Both compute the stem and the blocks before the first merge. They are the same in both only
+    where the student's are frozen (``frozen_stages``); once they train, their outputs differ. To
+    take them from the student in the frozen case would need hooks inside its backbone, for which
+    these parts would leave the fast way on the CPU (:mod:`ltm_det.cpu.door`), and it is whole
+    stages that freeze, while a merged stage as a rule merges from its second block on: little more
+    than the stem would be spared.
+
     Args:
         teacher: Checkpoint of the dense detector, or of its backbone.
         weight: Of each output map, or one for all; 0 leaves a map out.

@@ -221,9 +221,8 @@ def check_amp(cfg: Config) -> None:
     if cfg.optim_wrapper.type == "AmpOptimWrapper" and get_device() == "cpu":
         raise PreflightError(
             "mixed precision (AmpOptimWrapper) needs a GPU, and none is visible\n"
-            "Train in full precision: leave out --amp, and give\n"
-            "    --cfg-options optim_wrapper.type=OptimWrapper\n"
-            "where the config itself asks for mixed precision"
+            "Train in full precision: leave out --amp, and give --precision float32 where the "
+            "config itself asks for mixed precision"
         )
 
 
