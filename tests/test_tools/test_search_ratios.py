@@ -3,6 +3,7 @@
 import json
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from ltm_det.measure.flops import (
 )
 
 TOOL = "analysis/search_ratios.py"
+slow = partial(pytest.param, marks=pytest.mark.slow)
 DATA = """
 _base_ = '{base}'
 train_dataloader = dict(dataset=dict(serialize_data=False))
@@ -97,21 +99,9 @@ def cost_ratio(cfg: Config) -> float:
     ("name", "options"),
     [
         ("swin", []),
-        pytest.param(
-            "swin",
-            ["--unit", "block", "--merger", "Pool", "--ratios", 0.3],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "swin",
-            ["--unit", "block", "--scope", "block", "--ratios", 0.3],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "vit",
-            ["--merger-options", "mask=hard", "--ratios", 0.5, 0.3],
-            marks=pytest.mark.slow,
-        ),
+        slow("swin", ["--unit", "block", "--merger", "Pool", "--ratios", 0.3]),
+        slow("swin", ["--unit", "block", "--scope", "block", "--ratios", 0.3]),
+        slow("vit", ["--merger-options", "mask=hard", "--ratios", 0.5, 0.3]),
     ],
     ids=["stages", "blocks", "block-scope", "vit"],
 )
