@@ -140,7 +140,9 @@ class Choice:
         """Parts of mmdet's whole detector: what the search leaves as it is, and all else."""
         if self.settings.cost == GMACS:
             whole, backbone = self.dense["gmacs"]["detector"], self.dense["gmacs"]["backbone"]
-            return (0.0, 1.0) if self.given.whole else ((whole - backbone) / whole, backbone / whole)
+            if self.given.whole:
+                return 0.0, 1.0
+            return (whole - backbone) / whole, backbone / whole
         base, ours = self.dense["times"]["models"].values()
         if self.given.whole:
             return 0.0, ours["ms"] / base["ms"]

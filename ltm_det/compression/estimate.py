@@ -13,7 +13,7 @@ from torch import nn
 
 from ltm_det.compression import costs
 from ltm_det.compression.choice import BATCH, TIGHTER, Choice
-from ltm_det.compression.evaluation import dataset_of, some_batches
+from ltm_det.compression.evaluation import some_batches
 from ltm_det.compression.given import Given, compressed_config, loaded, mmdets
 from ltm_det.compression.pipeline import CHECKED, TIMED
 from ltm_det.compression.settings import GMACS, LATENCY, MAX_AP_LOSS, Settings, iterations_of
@@ -96,8 +96,8 @@ def training_step(found: Given, settings: Settings, model: nn.Module) -> float:
         model.eval()
 
 
-def plan(found: Given, settings: Settings) -> list[tuple[str, str, float]]:
-    """Each step: what it is, its settings, and its seconds."""
+def plan(found: Given, settings: Settings) -> list[tuple[str, str, float | None]]:
+    """Each step: its name, its settings, and its seconds, None where passes tell nothing."""
     passes = timed(found, settings)
     val, budget = found.val_pictures, settings.budget
     images = min(settings.images, found.train_pictures)
@@ -154,7 +154,7 @@ def plan(found: Given, settings: Settings) -> list[tuple[str, str, float]]:
     if settings.export != "none":
         part = "detector" if found.whole else "backbone"
         rows += [
-            ("export", f"{part}, {settings.export}; compared on {CHECKED} pictures", 60.0 * 0),
+            ("export", f"{part}, {settings.export}; compared on {CHECKED} pictures", None),
             ("AP of the file", f"{val} validation pictures", ap),
         ]
     forms = 3 + (settings.export != "none")
@@ -185,10 +185,11 @@ def dry_run(
     """
     with tempfile.TemporaryDirectory() as where:
         found = inputs(Path(where))
-        len(dataset_of(found.cfg))
         rows = plan(found, settings)
     width = max(len(name) for name, _, _ in rows)
     say(f"Into {folder}, by passes of the dense detector, timed now on {get_device()}:")
     for name, about, seconds in rows:
-        say(f"  {name:{width}}  {'about ' + spoken(seconds):>12}  {about}")
-    say(f"In all about {spoken(sum(seconds for *_, seconds in rows))}. Nothing was written.")
+        time = "not timed" if seconds is None else f"about {spoken(seconds)}"
+        say(f"  {name:{width}}  {time:>12}  {about}")
+    whole = sum(seconds for *_, seconds in rows if seconds is not None)
+    say(f"In all about {spoken(whole)}, and what is not timed. Nothing was written.")

@@ -134,7 +134,7 @@ def commands(
         lines += ["", "# AP of the file", shlex.join(["ltm-det", "test", config, file])]
     elif export:
         file = str(folder / export["files"][0])
-        lines += ["", "# the file in the backbone's place, in a config that inherits from the other"]
+        lines += ["", "# the file in the backbone's place: a config of its own"]
         lines.append(f"_base_ = {config!r}")
         lines.append(
             f"model = dict(backbone=dict(_delete_=True, type='ExportedBackbone', file={file!r}))"

@@ -16,8 +16,8 @@ from ltm_det.basics.files import write_text
 from ltm_det.basics.finite import check_numbers
 from ltm_det.compression import costs
 from ltm_det.compression.choice import Choice, for_budget
-from ltm_det.compression.evaluation import coco_of, evaluate, loss_of, some_batches
 from ltm_det.compression.drawing import pictures
+from ltm_det.compression.evaluation import coco_of, evaluate, loss_of, some_batches
 from ltm_det.compression.exporting import export, from_file, same, told
 from ltm_det.compression.finishing import content
 from ltm_det.compression.given import Given, compressed_config, loaded, mmdets

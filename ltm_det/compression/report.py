@@ -47,9 +47,7 @@ def number(value: float | None, places: int = 2, sign: bool = False) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An HTML table; cells are texts."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = (
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
+    body = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{top}</tr>\n" + "\n".join(body) + "</table>"
 
 
@@ -132,8 +130,10 @@ def summary(report: Mapping[str, Any]) -> str:
     before, after = report["ap"]["dense"], report["ap"]["compressed"]
     times, macs = report["cost"]["times"]["models"], report["gmacs"]
     base, own = next(iter(times)), times["compressed"]
-    lines = [[KINDS[k], number(before[k]["AP"]), number(after[k]["AP"])] for k in KINDS if k in before]
-    lines.append([f"ms a picture ({base} before)", number(times[base]["ms"], 1), number(own["ms"], 1)])
+    pairs = [(k, before[k]["AP"], after[k]["AP"]) for k in KINDS if k in before]
+    lines = [[KINDS[kind], number(old), number(new)] for kind, old, new in pairs]
+    speed = times[base]["ms"], own["ms"]
+    lines.append([f"ms a picture ({base} before)", *(number(ms, 1) for ms in speed)])
     lines.append(["GMACs", number(macs["dense"], 1), number(macs["compressed"], 1)])
     size = report["export"]
     words = (
