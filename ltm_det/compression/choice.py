@@ -5,7 +5,9 @@ backbone's; a budget is a part of mmdet's whole detector. Here one becomes the o
 """
 
 import copy
+import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,7 +76,8 @@ class Choice:
     def batches(self) -> list[Tensor]:
         if self._batches is None:
             number = min(self.settings.images, self.given.train_pictures)
-            self._batches = unlabelled_batches(self.given.cfg, number, BATCH)
+            with redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+                self._batches = unlabelled_batches(self.given.cfg, number, BATCH)
         return self._batches
 
     def models(self, unit: str | None) -> Searched:

@@ -141,7 +141,7 @@ def latency_chart(times: Mapping[str, Any]) -> str:
     axes.set_yticks(range(len(models)), list(models))
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds a picture, median")
-    axes.set_xlim(0, 1.22 * max(own["ms"] for own in models.values()))
+    axes.set_xlim(0, 1.3 * max(own["ms"] for own in models.values()))
     handles = [axes.barh([0], [0], color=colors[part], label=part) for part in parts]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8)
     return as_svg(figure)

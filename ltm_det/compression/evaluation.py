@@ -32,12 +32,15 @@ MOST = (100, 300, 1000)  # objects of a picture, as mmdet's CocoMetric has them
 def dataset_of(cfg: Config) -> Any:
     """The validation pictures, through the config's pipeline."""
     init_default_scope(cfg.get("default_scope", "mmdet"))
-    return DATASETS.build(cfg.val_dataloader.dataset)
+    with redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+        return DATASETS.build(cfg.val_dataloader.dataset)
 
 
 def batches_of(cfg: Config) -> Iterator[Batch]:
     init_default_scope(cfg.get("default_scope", "mmdet"))
-    yield from tqdm(Runner.build_dataloader(cfg.val_dataloader), "evaluate", disable=None)
+    with redirect_stdout(io.StringIO()):
+        loader = Runner.build_dataloader(cfg.val_dataloader)
+    yield from tqdm(loader, "evaluate", disable=None)
 
 
 def evaluate(model: nn.Module, cfg: Config, masked: bool, classes: Sequence[str]) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def evaluate(model: nn.Module, cfg: Config, masked: bool, classes: Sequence[str]
 
 
 def coco_of(file: str) -> COCO:
-    """An annotation file; pycocotools prints what it does."""
+    """An annotation file."""
     with redirect_stdout(io.StringIO()):
         return COCO(file)
 

@@ -1,8 +1,10 @@
 """From a choice to a detector: converted, calibrated, fine-tuned; and its files."""
 
 import copy
+import io
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,8 @@ def converted(choice: Choice, found: Mapping[str, Any], say: Callable[[str], Any
         return model, dict(calibrated=False, why=str(error))
     device = get_device()
     model.to(device)
-    batches = unlabelled_batches(choice.given.cfg, number, size)
+    with redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+        batches = unlabelled_batches(choice.given.cfg, number, size)
     held_out = max(1, len(batches) // FOLD)
     teacher = dense_backbone(choice.config(found), model)
     done = calibrate_if_better(model.backbone, teacher, batches[held_out:], batches[:held_out])

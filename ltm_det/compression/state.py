@@ -1,8 +1,8 @@
 """Steps of a long piece of work: each is done once, and after an interruption the rest is done.
 
 What was done lies in ``state.json`` of the folder that the work is for, which is written whole
-after each step. A step is known by its name and its inputs; with other inputs it is done again, and so
-is all that was made of what it gives.
+after each step. A step is known by its name and its inputs; with other inputs it is done again, and
+so is all that was made of what it gives.
 """
 
 import fcntl
