@@ -32,6 +32,7 @@ from ltm_det.compression.settings import (
     Settings,
 )
 from ltm_det.compression.state import Steps, spoken
+from ltm_det.conversion.calibration import STEPS
 from ltm_det.conversion.search import SEARCHED
 from ltm_det.datasets.own import own_data
 from ltm_det.engine import preflight
@@ -85,6 +86,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--calibrate", type=int, default=128, metavar="N", help="images; 0: not (default: 128)"
     )
     choices.add_argument(
+        "--calibration-steps", type=int, default=STEPS, metavar="N", help=f"default: {STEPS}"
+    )
+    choices.add_argument(
         "--trials", type=int, default=5, help=f"candidates of {MAX_AP_LOSS} (default: 5)"
     )
     tune.add_argument(
@@ -111,10 +115,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     check_data.add_options(of)
     args = parser.parse_args(words)
-    for name, least in dict(images=1, calibrate=0, trials=1, pictures=1, batch=1).items():
+    numbers = dict(images=1, calibrate=0, calibration_steps=1, trials=1, pictures=1, batch=1)
+    for name, least in numbers.items():
         value = getattr(args, name)
         if value is not None and value < least:
-            parser.error(f"--{name} must be at least {least}, but is {value}")
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, but is {value}")
     if args.finetune < -1:
         parser.error(f"--finetune must be at least 0, but is {args.finetune}")
     if args.cost and args.budget.kind != MAX_AP_LOSS:
@@ -144,6 +149,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         unit=args.unit,
         images=args.images,
         calibration=args.calibrate,
+        steps=args.calibration_steps,
         trials=args.trials,
         finetune=None if args.finetune == -1 else args.finetune,
         batch=args.batch,

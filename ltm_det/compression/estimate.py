@@ -18,7 +18,6 @@ from ltm_det.compression.given import Given, compressed_config, loaded, mmdets
 from ltm_det.compression.pipeline import CHECKED, TIMED
 from ltm_det.compression.settings import GMACS, LATENCY, MAX_AP_LOSS, Settings, iterations_of
 from ltm_det.compression.state import spoken
-from ltm_det.conversion import calibration
 from ltm_det.conversion.searched_detectors import RUNS, WARM_UP
 
 PASSES = 3  # timed of each kind, after one that is not
@@ -121,8 +120,8 @@ def plan(found: Given, settings: Settings) -> list[tuple[str, str, float | None]
         ),
     ]
     number = min(settings.calibration, found.train_pictures)
-    fit = calibration.STEPS * passes.calibrate if number > 1 else 0.0
-    fitting = f"{settings.merger['type']}, {calibration.STEPS} steps on {number} pictures"
+    fit = settings.steps * passes.calibrate if number > 1 else 0.0
+    fitting = f"{settings.merger['type']}, {settings.steps} steps on {number} pictures"
     if budget.kind == MAX_AP_LOSS:
         rows.append(
             (

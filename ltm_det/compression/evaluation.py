@@ -117,7 +117,7 @@ def precision(
         params = evaluation.params
         params.imgIds, params.maxDets = list(pictures), list(MOST)
         params.catIds = [ids[name] for name in classes]
-        evaluation.evaluate()
+        evaluation.evaluate()  # which sorts the categories
         evaluation.accumulate()
     found = evaluation.eval["precision"]  # overlaps, recalls, classes, sizes, most
 
@@ -125,7 +125,8 @@ def precision(
         values = values[values > -1]
         return 100 * float(values.mean()) if len(values) else None
 
-    by_class = {name: points(found[:, :, k, 0, 0]) for k, name in enumerate(classes)}
+    places = {number: place for place, number in enumerate(params.catIds)}
+    by_class = {name: points(found[:, :, places[ids[name]], 0, 0]) for name in classes}
     return dict(
         AP=points(found[..., 0, 0]),
         AP50=points(found[0, ..., 0, -1]),

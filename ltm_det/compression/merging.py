@@ -54,7 +54,9 @@ def converted(choice: Choice, found: Mapping[str, Any], say: Callable[[str], Any
         batches = unlabelled_batches(choice.given.cfg, number, size)
     held_out = max(1, len(batches) // FOLD)
     teacher = dense_backbone(choice.config(found), model)
-    done = calibrate_if_better(model.backbone, teacher, batches[held_out:], batches[:held_out])
+    done = calibrate_if_better(
+        model.backbone, teacher, batches[held_out:], batches[:held_out], steps=settings.steps
+    )
     say(f"error of the maps: {done.before:.4f}, calibrated {done.after:.4f}")
     why = "" if done.kept else "it did not help"
     error = dict(before=done.before, after=done.after) if done.kept else dict(before=done.before)

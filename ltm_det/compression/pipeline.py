@@ -96,6 +96,11 @@ class Compression:
     def base(self) -> tuple[str, nn.Module]:
         return mmdets(self.given, self.exact, self.device)
 
+    @property
+    def calibration(self) -> dict[str, int]:
+        """What a converted detector depends on besides the choice."""
+        return dict(calibration=self.settings.calibration, steps=self.settings.steps)
+
     def evaluated(self, model: nn.Module) -> dict[str, Any]:
         own = self.given
         found = evaluate(model, own.cfg, own.masked, own.classes)
@@ -108,7 +113,7 @@ class Compression:
         step(AP, {}, lambda: self.evaluated(loaded(self.given.cfg, self.given.checkpoint)))
         step(COST, dict(pictures=TIMED), self.dense_cost)
         self.choose()
-        start = dict(choice=key(SEARCH), calibration=self.settings.calibration)
+        start = dict(choice=key(SEARCH), **self.calibration)
         weights, config = self.work / "converted.pth", self.work / "converted.py"
         files = [path.relative_to(self.steps.folder) for path in (weights, config)]
         step(CONVERT, start, lambda: self.convert(weights), files)
@@ -183,7 +188,7 @@ class Compression:
     def by_trials(self, kept: dict[str, Any], own: dict[str, Any]) -> None:
         """The search for a loss of AP, a step for each candidate."""
         settings, dense = self.settings, self.steps.result(AP)
-        own = own | dict(calibration=settings.calibration)
+        own = own | self.calibration
 
         def trial(number: int, limit: float) -> dict[str, Any]:
             return self.steps.step(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ltm_det.basics.errors import InputError
+from ltm_det.conversion.calibration import STEPS
 
 LATENCY, GMACS, MAX_AP_LOSS = "latency", "gmacs", "max-ap-loss"
 FORMATS = dict(onnx=".onnx", openvino=".xml", none=None)  # of exported files, and their endings
@@ -64,6 +65,7 @@ class Settings:
             that does not meet the budget. A ViT has none.
         images: Training pictures that the search measures on.
         calibration: Training pictures for calibration, 0 for none.
+        steps: Of calibration, a batch each.
         trials: Candidates that are evaluated for `MAX_AP_LOSS`.
         finetune: Iterations, 0 for no fine-tuning, None for as many as suit the data.
         batch: Pictures a step of it; None: the config's.
@@ -79,6 +81,7 @@ class Settings:
     unit: str | None = None
     images: int = 64
     calibration: int = 128
+    steps: int = STEPS
     trials: int = 5
     finetune: int | None = 0
     batch: int | None = None

@@ -63,7 +63,7 @@ def rtmdet(cfg: Config) -> None:
     cfg.model.bbox_head.update(in_channels=64, feat_channels=64, stacked_convs=1)
 
 
-# By name: mmdet's config, its backbone, what makes the rest small, and whether it is exported whole.
+# By name: mmdet's config, its backbone, what makes the rest small, whether it is exported whole.
 KINDS: dict[str, tuple[str, dict[str, Any], Callable[[Config], None], bool]] = {
     "retinanet": ("retinanet/retinanet_r50_fpn_1x_coco.py", FINER, one_stage, False),
     "atss": ("atss/atss_r50_fpn_1x_coco.py", FINER, one_stage, False),

@@ -22,7 +22,20 @@ def test_all_steps(
     cfg, whole = config_of(kind, data, tmp_path)
     config, checkpoint = small.save(cfg, tmp_path / "dense")
     words = ["--data", data, "--budget", "gmacs=0.97", "--out", out, "--images", 2]
-    words += ["--calibrate", 2, "--finetune", 1, "--batch", 1, "--pictures", 2, "--ratios", 0.33]
+    words += [
+        "--calibrate",
+        2,
+        "--calibration-steps",
+        2,
+        "--finetune",
+        1,
+        "--batch",
+        1,
+        "--pictures",
+        2,
+        "--ratios",
+        0.33,
+    ]
     assert compress(config, checkpoint, *words) == 0, capfd.readouterr().err
     report = json.loads((out / "report.json").read_text())
     assert report["reached"] <= 0.97 and report["met"]
