@@ -9,6 +9,7 @@ other options what they change is done again.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from mmengine.config import Config, DictAction
@@ -184,15 +185,16 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         dry_run(lambda where: inputs(args, settings, where), settings, folder)
         return
+    start = monotonic()
     steps = Steps(folder)
     with steps.alone():
-        found = inputs(args, settings, folder / "work")
+        found = inputs(args, settings, folder)
         steps.about_this(found.inputs())
         done = Compression(found, settings, steps, typed())
         done.run()
     result: dict[str, Any] = steps.result("report")
     print(
-        f"{folder}: config.py, model.pth, report.html; {spoken(steps.seconds)}\n"
+        f"{folder}: config.py, model.pth, report.html; {spoken(monotonic() - start)}\n"
         f"Budget {settings.budget}: reached {result['reached']:.3f}, "
         f"{result['loss']:+.2f} points of AP lost"
         + ("" if result["met"] else ": the budget is NOT met")

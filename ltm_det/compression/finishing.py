@@ -23,11 +23,11 @@ def content(
         names: Of the steps, by what they are.
         command: That was typed.
     """
-    result, done = steps.result, steps.done
+    result, done = steps.result, {name: steps.done[name] for name in steps.used}
     dense, search, chosen = result(names["ap"]), result(names["search"]), result(names["chosen"])
     cost = result(names["cost"])
     ap = {"dense": dense, "converted": result(names["converted_ap"])}
-    if names["trained_ap"] in done and settings.finetune != 0:
+    if names["trained_ap"] in done:
         ap["fine-tuned"] = result(names["trained_ap"])
     trained = chosen["source"] == "finetuned.pth"
     after = ap["fine-tuned"] if trained else ap["converted"]

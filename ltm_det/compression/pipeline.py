@@ -84,7 +84,6 @@ class Compression:
         self.device, self.command = get_device(), command
         self.work = steps.folder / "work"
         self.batches = some_batches(found.cfg, TIMED)
-        self.cost: costs.Batch = {}
 
     @cached_property
     def exact(self) -> nn.Module:
@@ -110,10 +109,11 @@ class Compression:
     def run(self) -> None:
         """All steps up to the report."""
         step, key = self.steps.step, self.steps.key
-        step(AP, {}, lambda: self.evaluated(loaded(self.given.cfg, self.given.checkpoint)))
+        own = self.given
+        step(AP, {}, lambda: self.evaluated(loaded(own.cfg, own.checkpoint, self.device)))
         step(COST, dict(pictures=TIMED), self.dense_cost)
         self.choose()
-        start = dict(choice=key(SEARCH), **self.calibration)
+        start = dict(of=key(SEARCH), **self.calibration)
         weights, config = self.work / "converted.pth", self.work / "converted.py"
         files = [path.relative_to(self.steps.folder) for path in (weights, config)]
         step(CONVERT, start, lambda: self.convert(weights), files)
@@ -170,7 +170,8 @@ class Compression:
                 if budget.kind == MAX_AP_LOSS:
                     self.by_trials(kept, own)
                 else:
-                    self.steps.step(SEARCH, own, lambda k=kept: self.for_budget(k))
+                    last = unit == units[-1]
+                    self.steps.step(SEARCH, own, lambda k=kept, x=last: self.for_budget(k, x))
                 return
             except BudgetError as error:
                 least = error.least
@@ -180,8 +181,11 @@ class Compression:
             "mmdet's detector\nGive a larger budget, or smaller --ratios"
         )
 
-    def for_budget(self, kept: dict[str, Any]) -> dict[str, Any]:
+    def for_budget(self, kept: dict[str, Any], last: bool) -> dict[str, Any]:
+        """The choice by one unit; if it is the last one, one that misses the budget will do."""
         found = for_budget(self.choice, kept, self.base, self.batches, self.device, self.say)
+        if found["reached"] > self.settings.budget.value and not last:
+            raise BudgetError(found["reached"])
         self.say(f"chosen: {found['chosen']}")
         return found
 

@@ -12,14 +12,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time_ns
 from typing import Any
 
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import PART, write_text
 from ltm_det.basics.finite import check_numbers
 
-STATE, WORK = "state.json", "work"
+STATE, LOCK = "state.json", ".lock"
+EARLY = {"work", "annotations", "mended_data"}  # what may be there before a step is done
 VERSION = 1  # of what steps do: those of another one are done again
 
 
@@ -50,12 +51,12 @@ class Steps:
         self.folder, self.say = folder, say
         self.done: dict[str, dict[str, Any]] = {}
         self.about: dict[str, str] = {}
-        self.seconds = 0.0  # of the steps that this process did
+        self.used: list[str] = []  # names of the steps that were asked for, done before or now
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / STATE
         if not file.exists():
             there = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-            if set(there) - {WORK}:  # which is there before the first step is done
+            if set(there) - EARLY:
                 raise InputError(
                     f"{folder} is not empty and has no {STATE}: it holds {there[:5]}, of something "
                     "else\nName another --out"
@@ -93,7 +94,7 @@ class Steps:
         Raises:
             InputError: One does.
         """
-        with open(self.folder / ".lock", "w") as lock:
+        with open(self.folder / LOCK, "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -103,8 +104,9 @@ class Steps:
             yield
 
     def key(self, *names: str) -> str:
-        """What steps gave and were given, as an input of a step that goes on from them."""
-        return digest([[name, self.done[name]["inputs"]] for name in names])
+        """What steps gave and were given, as an input of a step that goes on from them: another
+        one once they are done again."""
+        return digest([[name, self.done[name]["inputs"], self.done[name]["at"]] for name in names])
 
     def result(self, name: str) -> dict[str, Any]:
         return self.done[name]["result"]
@@ -118,7 +120,8 @@ class Steps:
         old = done["inputs"]
         changed = sorted(key for key in {*given, *old} if given.get(key) != old.get(key))
         if changed:
-            return f"again, since other: {', '.join(changed)}"
+            words = ["what it goes on from" if key == "of" else key for key in changed]
+            return f"again, since other: {', '.join(words)}"
         for file, size in done["files"].items():
             path = self.folder / file
             if not path.is_file() or path.stat().st_size != size:
@@ -144,17 +147,20 @@ class Steps:
             The result.
         """
         reason = self.reason(name, inputs)
+        self.used = [*(own for own in self.used if own != name), name]
         if reason is None:
             self.say(f"[{name}] done before")
             return self.result(name)
         self.say(f"[{name}]" + (f" {reason}" if reason.startswith("again") else ""))
+        if self.done.pop(name, None) is not None:  # its files may be of both, if this is killed
+            self.write()
         start = monotonic()
         result = work()
         check_numbers(result, f"the step {name!r}")
         seconds = monotonic() - start
-        self.seconds += seconds
         sizes = {str(file): (self.folder / file).stat().st_size for file in files}
         row = dict(inputs=dict(inputs), result=result, files=sizes, seconds=round(seconds, 2))
+        row["at"] = time_ns()
         self.done[name] = json.loads(json.dumps(row, default=str))
         self.write()
         self.say(f"[{name}] {spoken(seconds)}")

@@ -9,7 +9,7 @@ from mmengine.hub import get_config
 
 from ltm_det.conversion.own_config import on_own_data
 from ltm_det.datasets.own import own_data
-from tests.test_compression.small import SWIN
+from tests.test_compression.small import ROOT, SWIN
 
 FINER = dict(SWIN, out_indices=(1, 2, 3))
 CHANNELS = [16, 32, 64, 128]  # of the Swin's maps
@@ -24,11 +24,17 @@ def one_stage(cfg: Config) -> None:
 def cascade(cfg: Config) -> None:
     """Cascade Mask R-CNN and HTC."""
     cfg.model.neck.update(in_channels=CHANNELS, out_channels=32)
+    two_stage(cfg)
+
+
+def two_stage(cfg: Config) -> None:
+    """Heads of two-stage detectors."""
     cfg.model.rpn_head.update(in_channels=32, feat_channels=32)
     head = cfg.model.roi_head
     for name in ("bbox_roi_extractor", "mask_roi_extractor"):
         head[name].out_channels = 32
-    for own in head.bbox_head:
+    boxes = head.bbox_head if isinstance(head.bbox_head, list) else [head.bbox_head]
+    for own in boxes:
         own.update(in_channels=32, fc_out_channels=64)
     masks = head.mask_head if isinstance(head.mask_head, list) else [head.mask_head]
     for own in masks:
@@ -63,6 +69,16 @@ def rtmdet(cfg: Config) -> None:
     cfg.model.bbox_head.update(in_channels=64, feat_channels=64, stacked_convs=1)
 
 
+VIT = dict(embed_dims=32, num_heads=2, depth=4, window_size=4, img_size=64, init_cfg=None)
+
+
+def vit(cfg: Config) -> None:
+    """ViTDet."""
+    cfg.merge_from_dict(dict(model=dict(neck=dict(in_channels=32, out_channels=32))))
+    cfg.model.roi_head.bbox_head.conv_out_channels = 32
+    two_stage(cfg)
+
+
 # By name: mmdet's config, its backbone, what makes the rest small, whether it is exported whole.
 KINDS: dict[str, tuple[str, dict[str, Any], Callable[[Config], None], bool]] = {
     "retinanet": ("retinanet/retinanet_r50_fpn_1x_coco.py", FINER, one_stage, False),
@@ -76,15 +92,17 @@ KINDS: dict[str, tuple[str, dict[str, Any], Callable[[Config], None], bool]] = {
         False,
     ),
     "dino": ("dino/dino-4scale_r50_8xb2-12e_coco.py", FINER, dino, False),
+    "vit": ("vit_s_maskrcnn.py", VIT, vit, True),
     "rtmdet": ("rtmdet/rtmdet_tiny_8xb32-300e_coco.py", FINER, rtmdet, False),
 }
 
 
 def config_of(kind: str, data: Path, written: Path) -> tuple[Config, bool]:
-    """A config of mmdet's, small, as ``ltm-det train --data`` writes it; whether it is exported as
-    a whole."""
+    """A config of mmdet's or ours, small, as ``ltm-det train --data`` writes it; whether it is
+    exported as a whole."""
     name, backbone, shrink, whole = KINDS[kind]
-    cfg = get_config(f"mmdet::{name}")
+    own = ROOT / "configs" / name
+    cfg = Config.fromfile(own) if own.exists() else get_config(f"mmdet::{name}")
     cfg.merge_from_dict(dict(model=dict(backbone=backbone)))
     shrink(cfg)
     found = own_data(data)

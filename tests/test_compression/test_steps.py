@@ -19,7 +19,7 @@ class Work:
 
     def __call__(self) -> dict[str, Any]:
         self.times += 1
-        if isinstance(self.result, Exception):
+        if isinstance(self.result, BaseException):
             raise self.result
         if self.file is not None:
             self.file.write_text("x" * 10)
@@ -44,12 +44,22 @@ def test_after_an_interruption_the_rest_is_done(opened: Callable[[], Steps]) -> 
     steps = opened()
     steps.step("one", {}, one)
     with pytest.raises(KeyboardInterrupt):
-        steps.step("two", {}, lambda: (_ for _ in ()).throw(KeyboardInterrupt()))
+        steps.step("two", {}, two)
     again = opened()
     again.step("one", {}, one)
     two.result = 2
     assert again.step("two", {}, two) == dict(value=2)
-    assert (one.times, two.times) == (1, 1)
+    assert (one.times, two.times) == (1, 2)
+
+
+def test_what_was_being_done_again_is_not_done(opened: Callable[[], Steps]) -> None:
+    """Its files may be new ones already when it is killed."""
+    first = Work()
+    opened().step("a", dict(x=1), first)
+    with pytest.raises(KeyboardInterrupt):
+        opened().step("a", dict(x=2), Work(KeyboardInterrupt()))
+    opened().step("a", dict(x=1), first)
+    assert first.times == 2
 
 
 def test_other_inputs_and_what_was_made_of_them(opened: Callable[[], Steps]) -> None:
@@ -66,6 +76,17 @@ def test_other_inputs_and_what_was_made_of_them(opened: Callable[[], Steps]) -> 
     both(2)
     assert (one.times, two.times) == (2, 2)
     both(2)
+    assert (one.times, two.times) == (2, 2)
+
+
+def test_what_goes_on_from_a_step_that_is_done_again_is_too(opened: Callable[[], Steps]) -> None:
+    steps, two = opened(), Work()
+    one = Work(file=steps.folder / "file")
+    for _ in range(2):
+        steps = opened()
+        steps.step("one", {}, one, ["file"])
+        steps.step("two", dict(of=steps.key("one")), two)
+        (steps.folder / "file").unlink()
     assert (one.times, two.times) == (2, 2)
 
 
