@@ -196,7 +196,7 @@ def run(args: argparse.Namespace) -> None:
     print(
         f"{folder}: config.py, model.pth, report.html; {spoken(monotonic() - start)}\n"
         f"Budget {settings.budget}: reached {result['reached']:.3f}, "
-        f"{result['loss']:+.2f} points of AP lost"
+        f"{-result['loss']:+.2f} points of AP"
         + ("" if result["met"] else ": the budget is NOT met")
     )
 

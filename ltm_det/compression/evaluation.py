@@ -53,7 +53,7 @@ def evaluate(model: nn.Module, cfg: Config, masked: bool, classes: Sequence[str]
         classes: Names of its labels.
 
     Returns:
-        ``pictures``, how many; ``sizes``, of pictures as the detector gets them, 'H x W', how many
+        ``pictures``, how many; ``sizes``, of pictures as the backbone gets them, 'H x W', how many
         of each; ``bbox`` and, if masked, ``segm``, each in points, 0 to 100, None where there is no
         such object: ``AP``, ``AP50``, ``small``, ``medium``, ``large``, and ``classes`` by name.
     """
@@ -62,10 +62,12 @@ def evaluate(model: nn.Module, cfg: Config, masked: bool, classes: Sequence[str]
     rows: dict[str, list[dict[str, Any]]] = dict(bbox=[], segm=[])
     sizes: Counter[str] = Counter()
     seen = []
+    step = getattr(model.data_preprocessor, "pad_size_divisor", 1)
     with torch.no_grad():
         for batch in batches_of(cfg):
             for sample in model.test_step(batch):
-                sizes["{} x {}".format(*sample.img_shape[:2])] += 1
+                padded = [-(-side // step) * step for side in sample.img_shape[:2]]
+                sizes["{} x {}".format(*padded)] += 1
                 seen.append(sample.img_id)
                 add_rows(rows, sample, [ids[name] for name in classes])
     kinds = ["bbox", "segm"] if masked else ["bbox"]

@@ -84,6 +84,8 @@ def done_for(name: str, search: dict[str, Any], own: dict[str, Any]) -> bool:
 
 def ap_note(found: Given, pictures: int, trained: bool, tried: bool) -> str:
     words = f"On the {pictures} validation pictures, COCO's AP in points."
+    if trained:
+        words += " The fine-tuned detector is the compressed one."
     if found.val_pictures < 100:
         words += " They are few: a point more or less says little."
     if tried and not trained:

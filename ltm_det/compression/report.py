@@ -139,7 +139,7 @@ def summary(report: Mapping[str, Any]) -> str:
     words = (
         f"Asked for: {report['budget']}. Reached: {own['ratio']:.2f} of {base} time, "
         f"{macs['compressed'] / macs['dense']:.2f} of its GMACs, "
-        f"{report['loss']:+.2f} points of AP lost (boxes or masks, whichever lost more)."
+        f"{-report['loss']:+.2f} points of AP (of boxes or masks, whichever lost more)."
     )
     missed = "" if report["met"] else "The budget is not met by what was measured at the end."
     files = f"To deploy: {', '.join(size['files'])} ({size['mb']:.0f} MB)." if size else ""
@@ -182,6 +182,7 @@ def as_html(report: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]) ->
         pictures: See :func:`ltm_det.compression.drawing.pictures`.
     """
     times, merging = report["cost"]["times"], report["merging"]
+    ap = {name: own for name, own in report["ap"].items() if name != "compressed"}
     chart = '<figure><img alt="{}" src="{}"></figure>'.format
     lean = ", ".join(f"{key}={value}" for key, value in report["lean"].items())
     shown = "\n".join(
@@ -193,7 +194,7 @@ def as_html(report: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]) ->
     steps = [[name, spoken(own)] for name, own in report["seconds"].items()]
     body = [
         summary(report),
-        section("Average precision", ap_tables(report["ap"]), note(report["ap_note"])),
+        section("Average precision", ap_tables(ap), note(report["ap_note"])),
         section("By class", class_table(report["ap"]["dense"], report["ap"]["compressed"])),
         section(
             "Latency",
