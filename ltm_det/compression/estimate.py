@@ -15,8 +15,8 @@ from ltm_det.compression import costs
 from ltm_det.compression.choice import BATCH, TIGHTER, Choice
 from ltm_det.compression.evaluation import some_batches
 from ltm_det.compression.given import Given, compressed_config, loaded, mmdets
-from ltm_det.compression.pipeline import CHECKED, TIMED
 from ltm_det.compression.settings import GMACS, LATENCY, MAX_AP_LOSS, Settings, iterations_of
+from ltm_det.compression.shared import CHECKED, TIMED
 from ltm_det.compression.state import spoken
 from ltm_det.conversion.searched_detectors import RUNS, WARM_UP
 
