@@ -123,11 +123,12 @@ def same(
         return dict(same=worst <= TOLERANCE, relative_error=worst)
     total = found = 0
     for batch in batches:
-        (one,), (other,) = detector.test_step(batch), exported.test_step(batch)
-        for a, b in ((one, other), (other, one)):
-            sure = a.pred_instances[a.pred_instances.scores >= SURE]
+        # a sample is the same one after either: its objects are taken in between
+        one, other = (model.test_step(batch)[0].pred_instances for model in (detector, exported))
+        for objects, others in ((one, other), (other, one)):
+            sure = objects[objects.scores >= SURE]
             total += len(sure)
-            found += again(sure, b.pred_instances)
+            found += again(sure, others)
     return dict(same=found >= FOUND * total, objects=total, found=found)
 
 

@@ -23,7 +23,10 @@ def content(
         names: Of the steps, by what they are.
         command: That was typed.
     """
-    result, done = steps.result, {name: steps.done[name] for name in steps.used}
+    result, done = (
+        steps.result,
+        {name: steps.done[name] for name in steps.used if name in steps.done},
+    )
     dense, search, chosen = result(names["ap"]), result(names["search"]), result(names["chosen"])
     cost = result(names["cost"])
     ap = {"dense": dense, "converted": result(names["converted_ap"])}

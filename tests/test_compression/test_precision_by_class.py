@@ -100,13 +100,15 @@ def test_losses() -> None:
 
 
 def found(scores: list[float], move: float = 0.0, label: int = 0) -> Any:
+    """A detector that finds two objects, and tells them as mmdet's do: on the batch's sample."""
     boxes = torch.tensor([[0.0, 0.0, 20.0, 20.0], [30.0, 30.0, 60.0, 60.0]]) + move
-    sample = SimpleNamespace(
-        pred_instances=InstanceData(
-            bboxes=boxes, scores=torch.tensor(scores), labels=torch.tensor([0, label])
-        )
-    )
-    return SimpleNamespace(test_step=lambda batch: [sample])
+    objects = dict(bboxes=boxes, scores=torch.tensor(scores), labels=torch.tensor([0, label]))
+
+    def test_step(batch: dict[str, Any]) -> list[DetDataSample]:
+        batch["sample"].pred_instances = InstanceData(**objects)
+        return [batch["sample"]]
+
+    return SimpleNamespace(test_step=test_step)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +123,10 @@ def found(scores: list[float], move: float = 0.0, label: int = 0) -> Any:
     ],
 )
 def test_a_file_has_to_find_the_same(other: Any, expected: bool) -> None:
-    assert same(found([0.9, 0.8]), other, True, [{}])["same"] is expected
+    assert same(found([0.9, 0.8]), other, True, [dict(sample=DetDataSample())])["same"] is expected
 
 
 def test_what_neither_is_sure_of_does_not_count() -> None:
-    assert same(found([0.9, 0.1]), found([0.9, 0.2], label=1), True, [{}])["same"]
+    assert same(
+        found([0.9, 0.1]), found([0.9, 0.2], label=1), True, [dict(sample=DetDataSample())]
+    )["same"]
