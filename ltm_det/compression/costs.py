@@ -47,11 +47,6 @@ def gmacs(model: nn.Module, batch: Batch) -> dict[str, float]:
     return dict(backbone=own, detector=whole)
 
 
-def shape_of(model: nn.Module, batch: Batch) -> tuple[int, int]:
-    """Height and width of a picture as the backbone gets it."""
-    return tuple(model.data_preprocessor(batch, False)["inputs"].shape[2:])
-
-
 @torch.no_grad()
 def times(
     models: Mapping[str, nn.Module], batches: Sequence[Batch], seconds: float = SECONDS

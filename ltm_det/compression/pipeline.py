@@ -66,7 +66,6 @@ class Compression(SearchSteps, DeliverySteps):
         found = dict(
             gmacs=costs.gmacs(self.exact, self.batches[0]),
             times=costs.times(models, self.batches),
-            shape=list(costs.shape_of(self.exact, self.batches[0])),
             fast_heads=self.given.whole,
             why_not=self.given.why_not,
         )

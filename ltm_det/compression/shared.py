@@ -93,9 +93,10 @@ class Shared:
 
     @cached_property
     def choice(self) -> Choice:
-        dense = self.steps.result(COST)
-        sizes = self.steps.result(AP)["sizes"]
-        return Choice(self.given, self.settings, tuple(dense["shape"]), dense, len(sizes) == 1)
+        sizes = self.steps.result(AP)["sizes"]  # the most common one first
+        height, width = next(iter(sizes)).split(" x ")
+        shape, dense = (int(height), int(width)), self.steps.result(COST)
+        return Choice(self.given, self.settings, shape, dense, len(sizes) == 1)
 
     def on_device(self, model: nn.Module) -> dict[str, Any]:
         return self.evaluated(model.to(self.device))
