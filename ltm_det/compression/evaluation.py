@@ -6,14 +6,14 @@ Shapes: a picture of h x w pixels, K objects.
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import numpy as np
 import torch
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from tqdm import tqdm
 
+from ltm_det.detectors import FastCascadeRoIHead, FastStandardRoIHead
 from ltm_det.prediction.detector import as_detections
 
 Batch = dict[str, Any]  # as a loader gives it
@@ -63,7 +64,7 @@ def evaluate(model: nn.Module, cfg: Config, masked: bool, classes: Sequence[str]
     sizes: Counter[str] = Counter()
     seen = []
     step = getattr(model.data_preprocessor, "pad_size_divisor", 1)
-    with torch.no_grad():
+    with torch.no_grad(), run_lengths(model):
         for batch in batches_of(cfg):
             for sample in model.test_step(batch):
                 padded = [-(-side // step) * step for side in sample.img_shape[:2]]
@@ -76,6 +77,22 @@ def evaluate(model: nn.Module, cfg: Config, masked: bool, classes: Sequence[str]
         sizes=dict(sizes.most_common()),
         **{kind: precision(truth, rows[kind], kind, seen, ids, classes) for kind in kinds},
     )
+
+
+@contextmanager
+def run_lengths(model: nn.Module) -> Iterator[None]:
+    """Inside, a fast detector makes no bitmaps of its masks, which large pictures have large ones
+    of, but run lengths."""
+    head = getattr(model, "roi_head", None)
+    if not isinstance(head, (FastStandardRoIHead, FastCascadeRoIHead)):
+        yield
+        return
+    before = head.test_cfg
+    head.test_cfg = ConfigDict(before, mask_format="rle")
+    try:
+        yield
+    finally:
+        head.test_cfg = before
 
 
 def coco_of(file: str) -> COCO:

@@ -248,11 +248,8 @@ def compressed_config(cfg: Config, merger: Any, lean: Any, whole: bool) -> Confi
 
 
 def loaded(cfg: Config, checkpoint: str, device: str = "cpu") -> nn.Module:
-    """A detector of these weights in evaluation mode, masks as run lengths where it can; mergers
-    that have none are as they start, the same each time."""
-    cfg = copy.deepcopy(cfg)
-    if cfg.model.type in FAST.values():
-        cfg.model.test_cfg.rcnn.setdefault("mask_format", "rle")
+    """A detector of these weights in evaluation mode; mergers that have none are as they start, the
+    same each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_detector(cfg)

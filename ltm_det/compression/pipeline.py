@@ -35,7 +35,7 @@ class Compression(SearchSteps, DeliverySteps):
         step, key = self.steps.step, self.steps.key
         own = self.given
         step(AP, {}, lambda: self.evaluated(loaded(own.cfg, own.checkpoint, self.device)))
-        step(COST, dict(pictures=TIMED), self.dense_cost)
+        step(COST, dict(pictures=TIMED, masks="bitmap"), self.dense_cost)
         self.choose()
         start = dict(of=key(SEARCH), **self.calibration)
         weights, config = self.work / "converted.pth", self.work / "converted.py"
