@@ -2,10 +2,10 @@
 
 import shlex
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ltm_det import __version__
 from ltm_det.compression.evaluation import loss_of
 from ltm_det.compression.given import Given
 from ltm_det.compression.settings import LATENCY, MAX_AP_LOSS, Settings
@@ -49,7 +49,7 @@ def content(
     kept = next(own for name, own in done.items() if done_for(name, search, own))
     return dict(
         title=f"{chosen['types'][0]} on {found.files[0].name}: compressed by {settings.budget}",
-        version=__version__,
+        version=version("ltm_det"),
         budget=str(settings.budget),
         reached=reached,
         met=reached <= settings.budget.value * (SLACK if settings.budget.kind == LATENCY else 1),

@@ -9,7 +9,6 @@ from ltm_det.compression.shared import AP, COST, SEARCH, Shared
 from ltm_det.compression.trials import bisect, tried
 from ltm_det.conversion.ratio_search import BudgetError
 
-
 FURTHER = 1.25  # of a budget: what single blocks may gain over stages, to measure which takes long
 
 
