@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ltm_det.compression import costs
-from ltm_det.compression.choice import BATCH, TIGHTER, Choice
+from ltm_det.compression.choice import BATCH, TRIES, Choice
 from ltm_det.compression.evaluation import some_batches
 from ltm_det.compression.given import Given, compressed_config, loaded, mmdets
 from ltm_det.compression.settings import GMACS, LATENCY, MAX_AP_LOSS, Settings, iterations_of
@@ -131,7 +131,7 @@ def plan(found: Given, settings: Settings) -> list[tuple[str, str, float | None]
             )
         )
     else:
-        seconds = TIGHTER * (times_of(passes, 2, 30) if budget.kind != GMACS else one)
+        seconds = TRIES * (times_of(passes, 2, 30) if budget.kind != GMACS else one)
         rows.append(("search", f"{budget}", seconds + images * one))
     rows += [
         ("convert and calibrate", fitting if number > 1 else "not calibrated", fit),

@@ -66,7 +66,7 @@ def clocked(
         if limit < least:
             raise BudgetError(least * kept["dense"])
         tried.append(limit)
-        return dict(cost_ratio=limit, measured_error=1 - limit)
+        return dict(cost_ratio=limit, measured_error=1 - limit, chosen=dict(a="b"))
 
     monkeypatch.setattr(choice, "picked", picked)
     monkeypatch.setattr(choice, "model", lambda found: SimpleNamespace(to=lambda device: found))
@@ -85,6 +85,8 @@ def test_the_clock_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found()["cost_ratio"] == pytest.approx(0.5 / 0.8)
     _, found = clocked(monkeypatch, 1.2)
     assert found()["reached"] <= 0.5 and found()["cost_ratio"] < 0.5 / 0.8 / 1.2 + 1e-9
+    _, found = clocked(monkeypatch, 0.8)  # it takes less than the search expects
+    assert 0.48 < found()["reached"] <= 0.5 and found()["cost_ratio"] > 0.5 / 0.8 / 0.8 * 0.98
 
 
 def test_a_budget_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
