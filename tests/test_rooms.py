@@ -22,6 +22,7 @@ LAYERS = (
     ("measure", "prediction"),
     ("conversion",),
     ("studies", "pictures"),
+    ("compression",),
     ("cli",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -18,6 +18,7 @@ COMMANDS = {
     "draw": "draw what a detector finds beside the truth",
     "convert": "turn a trained detector into a merged one, without training",
     "search": "find ratios, and a lean recipe, for a budget of GMACs or time",
+    "compress": "make a trained detector faster, to a budget, with a report",
     "export": "write a detector or its backbone as one file",
     "flops": "count multiply-accumulates and parameters, part by part",
     "memory": "measure peak memory",

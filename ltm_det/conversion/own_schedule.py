@@ -30,7 +30,7 @@ def fit_schedule(
     """
     steps = ceil(len(data.train.coco["images"]) / batch)
     epochs = epochs or max(EPOCHS, ceil(LEAST / steps))
-    set_schedule(cfg, steps, epochs, batch)
+    set_schedule(cfg, steps * epochs, batch, steps)
     say(
         f"{batch} pictures a step, --epochs {epochs}: {steps * epochs} steps, learning rate "
         f"{cfg.optim_wrapper.optimizer.lr:.3g}; AP every {cfg.train_cfg.val_interval} steps"
@@ -58,15 +58,14 @@ def base_batch(cfg: Config) -> int:
     return (cfg.get("auto_scale_lr") or {}).get("base_batch_size", BASE_BATCH)
 
 
-def set_schedule(cfg: Config, steps: int, epochs: int, batch: int) -> None:
-    """So many epochs of so many steps: a warm-up, then a cosine to zero; AP ten times, but once an
-    epoch at most; the learning rate by the square root of the batch, as Adam's scales (arXiv
-    2205.10287), from the one that the config has for its own batch (`BASE_BATCH` where it does not
-    say)."""
-    iterations = steps * epochs
+def set_schedule(cfg: Config, iterations: int, batch: int, least: int = 1) -> None:
+    """So many iterations: a warm-up, then a cosine to zero; AP and a checkpoint ten times, but at
+    most every ``least`` iterations; the learning rate by the square root of the batch, as Adam's
+    scales (arXiv 2205.10287), from the one that the config has for its own batch (`BASE_BATCH`
+    where it does not say)."""
     optimizer = cfg.optim_wrapper.optimizer
     optimizer.lr = optimizer.lr * sqrt(batch / base_batch(cfg))
-    warm_up, interval = min(500, iterations // 10), max(steps, iterations // 10)
+    warm_up, interval = min(500, iterations // 10), max(1, least, iterations // 10)
     if warm_up < 2:  # of one iteration mmengine's would stay at its start
         warm_up = 0
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=iterations, val_interval=interval)

@@ -5,10 +5,11 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from torch import Tensor
 from tqdm import tqdm
 
 from ltm_det.backbones.common.weights import without_mergers
@@ -26,6 +27,7 @@ from ltm_det.measure.flops import aligned, dense_twin
 UNITS = dict(gmacs="GMACs", latency="ms")
 SEARCHED = ("compression_ratio", "merge_at")
 PARTS = dict(backbone=SearchedModels, detector=SearchedDetectors)
+Searched = SearchedModels | SearchedDetectors
 
 
 def base_merger(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
@@ -37,6 +39,101 @@ def base_merger(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
     own["type"] = args.merger or own.get("type", "LTM")
     own |= args.merger_options or {}
     return own | (dict(scope=args.scope) if args.scope else {})
+
+
+class Measured(NamedTuple):
+    """What each choice alone costs, and does to what comes out.
+
+    Attributes:
+        dense: Cost of the dense model.
+        units: By unit its candidates, the first of which changes nothing; costs are counted from
+            the dense one's, so that savings are below zero.
+    """
+
+    dense: float
+    units: dict[str, list[Candidate]]
+
+
+def searched(
+    part: str,
+    cfg: Config,
+    options: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    ratios: Sequence[float],
+    unit: str | None,
+) -> Searched:
+    """The models of one of `PARTS`, see :class:`SearchedModels`."""
+    return PARTS[part](cfg, options, checkpoint, ratios, unit, get_device())
+
+
+def measure(
+    found: Searched, batches: Sequence[Tensor], cost: str, shape: tuple[int, int]
+) -> Measured:
+    """Measures every choice alone.
+
+    Args:
+        found: The models.
+        batches: Images (B, 3, H, W), see :func:`unlabelled_batches`.
+        cost: Of `UNITS`.
+        shape: Height and width of the image that costs are counted on.
+
+    Raises:
+        ValueError: A number is not finite, or a detector finds nothing.
+    """
+    labels = [(unit, choice) for unit, choices in found.units.items() for choice in choices[1:]]
+    models = [found.model([label]) for label in labels]
+    dense, *each = found.costs([found.dense, *models], cost, shape, batches[0][:1])
+    with tqdm(total=len(batches) * len(models), desc="measure") as bar:
+        errors = found.errors(models, batches, bar.update)
+    measured = {f"{unit} {choice}": [a, b] for (unit, choice), a, b in zip(labels, each, errors)}
+    check_numbers(dict(dense=dense, **measured), "the search")
+    units: dict[str, list[Candidate]] = {
+        unit: [Candidate(0.0, 0.0, (unit, choices[0]))] for unit, choices in found.units.items()
+    }
+    for label, own, error in zip(labels, each, errors, strict=True):
+        units[label[0]].append(Candidate(own - dense, error, label))
+    return Measured(dense, units)
+
+
+def pick(
+    found: Searched,
+    measured: Measured,
+    limit: float,
+    batches: Sequence[Tensor],
+    cost: str,
+    shape: tuple[int, int],
+) -> dict[str, Any]:
+    """The choice for a limit, and what it reaches: ``chosen``, by unit; ``cost`` and ``cost_ratio``
+    of dense; ``expected_error`` and ``measured_error``; ``merger`` and ``lean``, as configs have
+    them.
+
+    Args:
+        limit: What the whole may cost, in the measure of ``measured.dense``.
+        found, batches, cost, shape: See :func:`measure`.
+
+    Raises:
+        BudgetError: No choice costs so little.
+    """
+    dense = measured.dense
+
+    def count(picks: list[Candidate]) -> float:
+        merged = found.model([pick.label for pick in picks])
+        twin, whole = found.costs([found.dense, merged], cost, shape, batches[0][:1])
+        return whole / twin * dense
+
+    picks, reached = meet_budget(list(measured.units.values()), dense, limit, count)
+    chosen = [pick.label for pick in picks]
+    (error,) = found.errors([found.model(chosen)], batches)
+    check_numbers(dict(cost=reached, error=error), "the search's choice")
+    return dict(
+        chosen=dict(chosen),
+        cost=reached,
+        cost_ratio=reached / dense,
+        expected_error=sum(pick.error for pick in picks),
+        measured_error=error,
+        merger=found.merger(chosen),
+        lean=found.recipe(chosen),
+    )
 
 
 def search(args: argparse.Namespace, cfg: Config, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,30 +148,13 @@ def search(args: argparse.Namespace, cfg: Config, checkpoint: Mapping[str, Any])
         ValueError: The budget cannot be met, or something does not fit.
     """
     batches = unlabelled_batches(cfg, args.images)
-    options, device = base_merger(cfg, args), get_device()
-    found = PARTS[args.part](cfg, options, checkpoint, args.ratios, args.unit, device)
-    shape, image = tuple(args.shape), batches[0][:1]
-    labels = [(unit, choice) for unit, choices in found.units.items() for choice in choices[1:]]
-    models = [found.model([label]) for label in labels]
-    dense, *each = found.costs([found.dense, *models], args.cost, shape, image)
-    with tqdm(total=len(batches) * len(models), desc="measure") as bar:
-        errors = found.errors(models, batches, bar.update)
-    measured = {f"{unit} {choice}": [a, b] for (unit, choice), a, b in zip(labels, each, errors)}
-    check_numbers(dict(dense=dense, **measured), "the search")
-    units: dict[str, list[Candidate]] = {
-        unit: [Candidate(0.0, 0.0, (unit, choices[0]))] for unit, choices in found.units.items()
-    }
-    for label, cost, error in zip(labels, each, errors, strict=True):
-        units[label[0]].append(Candidate(cost - dense, error, label))
-
-    def count(picks: list[Candidate]) -> float:
-        merged = found.model([pick.label for pick in picks])
-        twin, whole = found.costs([found.dense, merged], args.cost, shape, image)
-        return whole / twin * dense
-
+    options, shape = base_merger(cfg, args), tuple(args.shape)
+    found = searched(args.part, cfg, options, checkpoint, args.ratios, args.unit)
+    measured = measure(found, batches, args.cost, shape)
+    dense = measured.dense
     limit = args.budget_ms if args.budget is None else args.budget * dense
     try:
-        picks, cost = meet_budget(list(units.values()), dense, limit, count)
+        choice = pick(found, measured, limit, batches, args.cost, shape)
     except BudgetError as error:
         given = f"--budget-ms {limit}" if args.budget is None else f"--budget {args.budget}"
         raise ValueError(
@@ -82,9 +162,6 @@ def search(args: argparse.Namespace, cfg: Config, checkpoint: Mapping[str, Any])
             f"{error.least / dense:.3f} of dense, {error.least:.3f} {UNITS[args.cost]}\n"
             "Give a larger budget, smaller --ratios, or for a Swin --unit block"
         ) from error
-    chosen = [pick.label for pick in picks]
-    (error,) = found.errors([found.model(chosen)], batches)
-    check_numbers(dict(cost=cost, error=error), "the search's choice")
     backbone = getattr(found.dense, "backbone", found.dense)
     return dict(
         dense_cost=dense,
@@ -96,17 +173,11 @@ def search(args: argparse.Namespace, cfg: Config, checkpoint: Mapping[str, Any])
                 cost=dense + pick.cost,
                 cost_ratio=1 + pick.cost / dense,
             )
-            for unit in units.values()
+            for unit in measured.units.values()
             for pick in unit
         ],
-        chosen=dict(chosen),
-        cost=cost,
-        cost_ratio=cost / dense,
-        expected_error=sum(pick.error for pick in picks),
-        measured_error=error,
-        merger=found.merger(chosen),
-        lean=found.recipe(chosen),
         types=[str(found.cfg.model.type), type(backbone).__name__],
+        **choice,
     )
 
 

@@ -135,7 +135,7 @@ def test_as_many_objects_may_be_found_as_there_are(tmp_path: Path) -> None:
 )
 def test_the_learning_rate_rises_then_falls(steps: int, epochs: int, warm_up: int) -> None:
     cfg = load_config(DEMO)
-    set_schedule(cfg, steps, epochs, batch=4)
+    set_schedule(cfg, steps * epochs, 4, steps)
     rate, iterations = cfg.optim_wrapper.optimizer.lr, steps * epochs
     assert rate == pytest.approx(1e-3 / 2)  # the demo's, of 16 pictures
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
