@@ -60,7 +60,17 @@ def test_from_a_detector_to_a_report(
     page = (out / "report.html").read_text()
     assert "://" not in page  # nothing is loaded from elsewhere
     assert page.count("data:image/jpeg;base64,") == 2 and "gmacs=0.95" in page
-    # the same again: nothing is done; another calibration: what hangs on it
+
+
+@pytest.mark.slow
+def test_what_is_done_again(
+    given: tuple[Path, list[str]], compress: Callable, capfd: pytest.CaptureFixture
+) -> None:
+    folder, words = given
+    out = folder / "out"
+    words += ["--budget", "gmacs=0.95", "--out", str(out), *map(str, QUICK)]
+    assert compress(*words) == 0, capfd.readouterr().err
+    capfd.readouterr()
     before = json.loads((out / "state.json").read_text())["steps"]
     assert compress(*words) == 0
     said = capfd.readouterr().out
