@@ -132,7 +132,7 @@ def test_some_of_the_detectors_classes_are_enough(tmp_path: Path) -> None:
     [
         (["--budget", "speed=2"], "give latency=0.5"),
         (["--budget", "gmacs=0.5", "--cost", "latency"], "--cost is of --budget max-ap-loss"),
-        (["--budget", "gmacs=0.5", "--finetune", "-3"], "--finetune must be at least 0"),
+        (["--budget", "gmacs=0.5", "--finetune", "-3"], "--finetune must be 0 or at least 2"),
         (["--budget", "gmacs=0.5", "--trials", "0"], "--trials must be at least 1"),
         (["--budget", "gmacs=0.5", "--merger-options", "merge_at=3"], "chosen by other options"),
     ],
