@@ -121,8 +121,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}, but is {value}")
-    if args.finetune < -1:
-        parser.error(f"--finetune must be at least 0, but is {args.finetune}")
+    if args.finetune < -1 or args.finetune == 1:
+        parser.error(f"--finetune must be 0 or at least 2, but is {args.finetune}")
     if args.cost and args.budget.kind != MAX_AP_LOSS:
         parser.error(f"--cost is of --budget {MAX_AP_LOSS}; {args.budget} says it itself")
     if taken := {"type", *SEARCHED} & {*(args.merger_options or {})}:

@@ -1,6 +1,7 @@
 """mmdet's own configs of several kinds, on a small Swin, with heads of few channels."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def config_of(kind: str, data: Path, written: Path) -> tuple[Config, bool]:
     name, backbone, shrink, whole = KINDS[kind]
     own = ROOT / "configs" / name
     cfg = Config.fromfile(own) if own.exists() else get_config(f"mmdet::{name}")
-    cfg.merge_from_dict(dict(model=dict(backbone=backbone)))
+    cfg.merge_from_dict(deepcopy(dict(model=dict(backbone=backbone))))
     shrink(cfg)
     found = own_data(data)
     on_own_data(cfg, found, found.write(written), epochs=1, batch=1, say=lambda words: None)

@@ -57,7 +57,7 @@ def mask_rcnn() -> Config:
     cfg.merge_from_dict(
         dict(
             model=dict(
-                backbone=SWIN,
+                backbone=dict(SWIN),
                 neck=dict(in_channels=[16, 32, 64, 128]),
                 roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=3)),
             )

@@ -60,7 +60,17 @@ def test_from_a_detector_to_a_report(
     page = (out / "report.html").read_text()
     assert "://" not in page  # nothing is loaded from elsewhere
     assert page.count("data:image/jpeg;base64,") == 2 and "gmacs=0.95" in page
-    # the same again: nothing is done; another calibration: what hangs on it
+
+
+@pytest.mark.slow
+def test_what_is_done_again(
+    given: tuple[Path, list[str]], compress: Callable, capfd: pytest.CaptureFixture
+) -> None:
+    folder, words = given
+    out = folder / "out"
+    words += ["--budget", "gmacs=0.95", "--out", str(out), *map(str, QUICK)]
+    assert compress(*words) == 0, capfd.readouterr().err
+    capfd.readouterr()
     before = json.loads((out / "state.json").read_text())["steps"]
     assert compress(*words) == 0
     said = capfd.readouterr().out
@@ -122,7 +132,7 @@ def test_some_of_the_detectors_classes_are_enough(tmp_path: Path) -> None:
     [
         (["--budget", "speed=2"], "give latency=0.5"),
         (["--budget", "gmacs=0.5", "--cost", "latency"], "--cost is of --budget max-ap-loss"),
-        (["--budget", "gmacs=0.5", "--finetune", "-3"], "--finetune must be at least 0"),
+        (["--budget", "gmacs=0.5", "--finetune", "-3"], "--finetune must be 0 or at least 2"),
         (["--budget", "gmacs=0.5", "--trials", "0"], "--trials must be at least 1"),
         (["--budget", "gmacs=0.5", "--merger-options", "merge_at=3"], "chosen by other options"),
     ],

@@ -47,7 +47,7 @@ def test_all_steps(
         "detector" if whole else "backbone"
     )
     assert any("backbone alone" in note for note in report["notes"]) != whole
-    assert report["finetuning"]["iterations"] == 1
+    assert report["finetuning"]["iterations"] == 2
     model = loaded(Config.fromfile(out / "config.py"), str(out / "model.pth"))
     assert isinstance(model.backbone, LTMSwin)
     assert bool(model.backbone.mergers_by_point()) == bool(report["merging"])
