@@ -160,7 +160,14 @@ def test_commands_on_the_demo_say_that_it_comes_first(run: Callable, command: st
     assert "no checkpoint at work_dirs/demo" in done.stderr or "data/demo" in done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "ltm-det flops " in c])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(c, marks=[pytest.mark.slow] if "vit" in c else [])
+        for c in commands()
+        if "ltm-det flops " in c
+    ],
+)
 def test_flops_commands(run: Callable, command: str) -> None:
     done = run(command)
     assert done.returncode == 0, done.stderr

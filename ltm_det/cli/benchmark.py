@@ -29,6 +29,7 @@ from ltm_det.cli.common import (
     OutputFile,
     command,
     config_file,
+    device,
     new_parser,
     typed,
     write_json,
@@ -143,7 +144,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="busy processes beside it, while times are measured (default: 0)",
     )
-    on.add_argument("--device", help="cpu or a CUDA device (default: a CUDA device, if any)")
+    on.add_argument(
+        "--device", type=device, help="cpu or a CUDA device (default: a CUDA device, if any)"
+    )
     on.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
     on.add_argument("--rounds", type=int, default=15, help="that are measured (default: 15)")
     on.add_argument("--warm-up", type=int, default=2, help="rounds before (default: 2)")

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import DictAction
 
 from ltm_det.basics.errors import InputError
@@ -83,6 +84,17 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         self.usage = self.brief().replace("%", "%%")
         return super().format_help()
+
+
+def device(text: str) -> str:
+    """Of ``--device``: one that is there."""
+    try:
+        kind = torch.device(text).type
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: give cpu or cuda:N") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"{text}: torch finds no CUDA device here: give cpu")
+    return text
 
 
 def new_parser(text: str, example: str) -> argparse.ArgumentParser:

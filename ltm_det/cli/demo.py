@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ltm_det.basics.errors import InputError
-from ltm_det.cli.common import command, config_file, new_parser
+from ltm_det.cli.common import command, config_file, device, new_parser
 from ltm_det.deploy import FORMATS
 from ltm_det.prediction import Detector
 from ltm_det.prediction.page import gradio, page, served
@@ -30,7 +30,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="the detector to set beside it: as the first, a file, or a config and its checkpoint",
     )
     of.add_argument("--score-thr", type=float, default=0.3, help="least score (default: 0.3)")
-    of.add_argument("--device", help="of configs' detectors (default: a GPU if there is one)")
+    of.add_argument(
+        "--device", type=device, help="of configs' detectors (default: a GPU if there is one)"
+    )
     of.add_argument("--threads", type=int, metavar="N", help="of exported detectors")
     of.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="whose median is the time (default: 3)"

@@ -13,7 +13,15 @@ from statistics import median
 import torch
 from mmengine.config import Config, DictAction
 
-from ltm_det.cli.common import OutputFile, command, config_file, new_parser, typed, write_json
+from ltm_det.cli.common import (
+    OutputFile,
+    command,
+    config_file,
+    device,
+    new_parser,
+    typed,
+    write_json,
+)
 from ltm_det.engine import preflight
 from ltm_det.measure.code import code_of
 from ltm_det.measure.detector_memory import detector_peak
@@ -134,7 +142,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of.add_argument("--train", action="store_true", help="measure a training step as well")
     how.add_argument("--repeats", type=int, default=3, help="runs of each (default: 3)")
     how.add_argument(
-        "--device", help="cpu or a CUDA device (default: a CUDA device where there is one)"
+        "--device",
+        type=device,
+        help="cpu or a CUDA device (default: a CUDA device where there is one)",
     )
     out.add_argument("--json", type=OutputFile(), metavar="FILE", help="write the figures here too")
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 from tqdm import tqdm
 
-from ltm_det.cli.common import command, config_file, new_parser, output_folder
+from ltm_det.cli.common import command, config_file, device, new_parser, output_folder
 from ltm_det.prediction import Detector, Tiles
 from ltm_det.prediction.sources import batches, files_of, frames
 from ltm_det.prediction.writers import FORMS, writers_of
@@ -59,7 +59,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="do not look at the whole picture: objects larger than a tile come in parts",
     )
     of.add_argument("--score-thr", type=float, default=0.3, help="least score (default: 0.3)")
-    of.add_argument("--device", help="of a config's detector (default: a GPU if there is one)")
+    of.add_argument(
+        "--device", type=device, help="of a config's detector (default: a GPU if there is one)"
+    )
     of.add_argument("--threads", type=int, metavar="N", help="of an exported detector")
     of.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="of a config"

@@ -37,6 +37,7 @@ def test_a_writer_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_the_former_file(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     write_text(file, "before")

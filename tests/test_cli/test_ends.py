@@ -24,6 +24,7 @@ WORDS = {
     "benchmark": [DEMO],
     "check-data": [DEMO],
     "compare": ["none.yaml"],
+    "compress": [DEMO, "none.pth", "--data", "none", "--budget", "gmacs=0.5"],
     "convert": [DEMO, "none.pth", "--compression-ratio", 0.5],
     "demo-data": [],
     "draw": [DEMO, "none.pth"],

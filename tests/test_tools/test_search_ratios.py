@@ -155,6 +155,7 @@ def sure(checkpoint: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_whole_detector_gets_ratios_and_a_recipe(
     main: Callable, detectors: dict, tmp_path: Path, capsys
 ) -> None:
@@ -176,9 +177,7 @@ def test_a_whole_detector_gets_ratios_and_a_recipe(
 
 
 @pytest.mark.slow
-def test_options_and_weights_of_a_merged_detector_are_kept(
-    found: Callable, detectors: dict
-) -> None:
+def test_options_and_weights_of_a_merger_are_kept(found: Callable, detectors: dict) -> None:
     config, checkpoint = detectors["merged"]
     out, numbers = found("merged", "--budget", 0.85)
     assert numbers["merger"]["mask"] == "hard" and numbers["merger"]["type"] == "LTM"
