@@ -32,7 +32,7 @@ def test_all_steps(
         "--calibration-steps",
         2,
         "--finetune",
-        1,
+        2,
         "--batch",
         1,
         "--pictures",
