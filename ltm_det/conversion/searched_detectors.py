@@ -83,6 +83,8 @@ class SearchedDetectors:
             self.parts[label] = key, value
             if key.startswith("mask") and not self.dense.with_mask:
                 continue
+            if key == "proposals" and value < self.cfg.model.test_cfg.rcnn.max_per_img:
+                continue  # fewer regions than objects that a picture may have
             try:
                 self.model([label])
             except ValueError:  # of another head or neck than mmdet's

@@ -91,6 +91,18 @@ def test_units_are_those_of_the_backbone_and_the_heads(searched: SearchedDetecto
     assert all(own[0] == "exact" for own in heads.values())
 
 
+def test_there_are_as_many_proposals_as_a_picture_may_have_objects(
+    sure: tuple[Config, Mapping[str, Tensor]], searched: SearchedDetectors
+) -> None:
+    cfg, state = sure
+    least = int(searched.units["lean.proposals"][-1])
+    dense = cfg.copy()
+    dense.model.test_cfg.rcnn.max_per_img = least + 1
+    words = dict(type="LTM"), dict(state_dict=state), [0.5], "stage", "cpu"
+    there = SearchedDetectors(dense, *words).units.get("lean.proposals", [])
+    assert str(least) not in there
+
+
 def test_a_choice_is_built_of_the_same_weights(searched: SearchedDetectors) -> None:
     unit = next(iter(searched.backbones.units))
     labels = [(unit, searched.units[unit][1]), ("lean.rpn_finest", "none")]
