@@ -99,7 +99,7 @@ def train(args: argparse.Namespace) -> None:
         own_run.set_up(cfg, args, data, say)
     elif args.precision is not None:
         set_precision(cfg, args.precision)
-    if advice := float16_advice(cfg):
+    for advice in filter(None, (float16_advice(cfg), preflight.busy_advice())):
         say(advice)
     if local_main:
         preflight.check_weights(cfg)

@@ -279,3 +279,16 @@ def launched(cfg: Config) -> Iterator[None]:
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def busy_advice() -> str:
+    """What to do where a training has to share its processors with others; empty elsewhere."""
+    if get_device() != "cpu" or torch.get_num_threads() == 1 or not hasattr(os, "getloadavg"):
+        return ""
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if load < processors:
+        return ""
+    return (
+        f"{processors} processors are busy already (load {load:.1f}): threads that wait for one "
+        "another may make steps many times slower there than OMP_NUM_THREADS=1"
+    )

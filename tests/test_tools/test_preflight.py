@@ -202,6 +202,20 @@ def test_amp_and_auto_scale_lr_say_what_they_need(
     assert "base_batch_size" in fails("train.py", tiny_config, "--auto-scale-lr")
 
 
+@pytest.mark.parametrize(
+    ("device", "threads", "load", "told"),
+    [("cpu", 2, 99.0, True), ("cpu", 2, 0.1, False), ("cpu", 1, 99.0, False), ("cuda", 2, 99.0, 0)],
+)
+def test_a_busy_machine_is_told(device, threads, load, told, monkeypatch) -> None:
+    monkeypatch.setattr(preflight, "get_device", lambda: device)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(preflight.os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(preflight.os, "cpu_count", lambda: 4)
+    advice = preflight.busy_advice()
+    assert bool(advice) == bool(told)
+    assert not told or "load 99.0" in advice and "OMP_NUM_THREADS=1" in advice
+
+
 @pytest.mark.slow
 def test_unreachable_url_ends_in_one_message(tool: Callable, tiny_config: Path, tmp_path) -> None:
     """The whole way, in a process of its own; nothing listens on port 9 of this machine."""
