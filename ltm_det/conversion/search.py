@@ -17,6 +17,7 @@ from ltm_det.basics.files import write_text
 from ltm_det.basics.finite import check_numbers
 from ltm_det.compat.weight_files import SAFETENSORS, write_weights
 from ltm_det.conversion.convert import merged_config
+from ltm_det.conversion.noise import without_noise
 from ltm_det.conversion.ratio_search import BudgetError, Candidate, meet_budget
 from ltm_det.conversion.searched_detectors import SearchedDetectors
 from ltm_det.conversion.searched_models import SearchedModels
@@ -83,6 +84,8 @@ def measure(
     labels = [(unit, choice) for unit, choices in found.units.items() for choice in choices[1:]]
     models = [found.model([label]) for label in labels]
     dense, *each = found.costs([found.dense, *models], cost, shape, batches[0][:1])
+    if cost == "latency":
+        each = without_noise(labels, each)
     with tqdm(total=len(batches) * len(models), desc="measure") as bar:
         errors = found.errors(models, batches, bar.update)
     measured = {f"{unit} {choice}": [a, b] for (unit, choice), a, b in zip(labels, each, errors)}
