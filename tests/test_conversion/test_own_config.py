@@ -9,7 +9,7 @@ from mmengine.hub import get_config
 from mmengine.runner import Runner
 
 from ltm_det.basics.errors import InputError
-from ltm_det.conversion.own_config import nodes, on_own_data, set_classes
+from ltm_det.conversion.own_config import fitted, nodes, on_own_data, set_classes
 from ltm_det.datasets.own import OwnData, own_data
 from ltm_det.engine.preflight import load_config
 from tests.test_datasets.test_own import CLASSES, coco_folder, voc_folder, yolo_folder
@@ -110,3 +110,9 @@ def test_a_detector_that_needs_masks_is_named(tmp_path: Path) -> None:
     cfg = get_config("mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
     with pytest.raises(InputError, match="a Mask2Former needs masks"):
         on_own_data(cfg, data, files)
+
+
+def test_a_range_of_crops_stays_one() -> None:
+    """DINO's crops are between two sides; mmdet refuses a range whose first end is the larger."""
+    assert fitted((384, 600), (1333, 800), (64, 64)) == (29, 31)
+    assert fitted([(1333, 800)], (1333, 800), (64, 48)) == [(64, 48)]
