@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from torch import nn
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from ltm_det import deploy
@@ -108,7 +109,7 @@ def same(
     """Whether a file gives what its detector gives, on the CPU.
 
     A backbone's maps are compared; of a detector the objects that it is sure of are looked for
-    among those of the file, and the other way round.
+    among those of the file, and the other way round. Both get the same padded pictures.
 
     Returns:
         ``same``; and ``relative_error``, or how many ``objects`` there are, both ways, and how many
@@ -122,14 +123,21 @@ def same(
             worst = max(worst, *deploy.relative_errors(*pairs))
         return dict(same=worst <= TOLERANCE, relative_error=worst)
     total = found = 0
+    model = deploy.WholeDetector(detector)
     for batch in batches:
-        # a sample is the same one after either: its objects are taken in between
-        one, other = (model.test_step(batch)[0].pred_instances for model in (detector, exported))
+        images = detector.data_preprocessor(batch, False)["inputs"]
+        one, other = (objects_of(run(images)) for run in (model, exported.predictor.raw))
         for objects, others in ((one, other), (other, one)):
             sure = objects[objects.scores >= SURE]
             total += len(sure)
             found += again(sure, others)
     return dict(same=found >= FOUND * total, objects=total, found=found)
+
+
+def objects_of(found: Sequence[Tensor]) -> InstanceData:
+    """Boxes, scores and labels as one; masks are left out."""
+    boxes, scores, labels = found[:3]
+    return InstanceData(bboxes=boxes, scores=scores, labels=labels)
 
 
 def again(objects: Any, others: Any) -> int:

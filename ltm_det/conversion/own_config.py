@@ -237,8 +237,9 @@ def fitted(given: Any, largest: tuple[int, int], wanted: tuple[int, ...]) -> Any
     """A size, or a list of them, smaller by what the largest has to shrink."""
     if not isinstance(given[0], (int, float)):
         return [fitted(one, largest, wanted) for one in given]
-    longer, shorter = (
+    sides = [
         max(1, round(side * new / old))
         for side, old, new in zip((max(given), min(given)), largest, wanted, strict=True)
-    )
+    ]
+    longer, shorter = max(sides), min(sides)  # a crop's range has to stay one, on square pictures
     return (longer, shorter) if given[0] >= given[1] else (shorter, longer)

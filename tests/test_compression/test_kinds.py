@@ -40,6 +40,8 @@ def test_all_steps(
         "--ratios",
         0.33,
     ]
+    if kind == "dino":  # whose last map has one cell on such pictures, nothing to be fitted
+        words += ["--calibrate", 0]
     assert compress(config, checkpoint, *words) == 0, capfd.readouterr().err
     report = json.loads((out / "report.json").read_text())
     assert report["met"] and report["gmacs"]["compressed"] < report["gmacs"]["dense"]

@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 from torch import nn
 
-from ltm_det.compression import evaluation
+from ltm_det.compression import evaluation, exporting
 from ltm_det.compression.evaluation import evaluate, loss_of
 from ltm_det.compression.exporting import same
 from tests.test_compression import small
@@ -99,16 +99,17 @@ def test_losses() -> None:
     assert loss_of(dict(bbox=dict(AP=50.0)), dict(bbox=dict(AP=51.0))) == -1.0
 
 
-def found(scores: list[float], move: float = 0.0, label: int = 0) -> Any:
-    """A detector that finds two objects, and tells them as mmdet's do: on the batch's sample."""
+def found(scores: list[float], move: float = 0.0, label: int = 0) -> list[torch.Tensor]:
+    """Two objects, as a whole detector and its file give them."""
     boxes = torch.tensor([[0.0, 0.0, 20.0, 20.0], [30.0, 30.0, 60.0, 60.0]]) + move
-    objects = dict(bboxes=boxes, scores=torch.tensor(scores), labels=torch.tensor([0, label]))
+    return [boxes, torch.tensor(scores), torch.tensor([0, label]), torch.ones(2, 28, 28)]
 
-    def test_step(batch: dict[str, Any]) -> list[DetDataSample]:
-        batch["sample"].pred_instances = InstanceData(**objects)
-        return [batch["sample"]]
 
-    return SimpleNamespace(test_step=test_step)
+def are_same(ones: list[torch.Tensor], others: list[torch.Tensor], patch: Any) -> bool:
+    patch.setattr(exporting.deploy, "WholeDetector", lambda detector: lambda images: ones)
+    detector: Any = SimpleNamespace(data_preprocessor=lambda batch, training: dict(inputs=None))
+    file: Any = SimpleNamespace(predictor=SimpleNamespace(raw=lambda images: others))
+    return same(detector, file, True, [{}])["same"]
 
 
 @pytest.mark.parametrize(
@@ -122,11 +123,11 @@ def found(scores: list[float], move: float = 0.0, label: int = 0) -> Any:
         (found([0.9, 0.2]), False),  # what the file is not sure of
     ],
 )
-def test_a_file_has_to_find_the_same(other: Any, expected: bool) -> None:
-    assert same(found([0.9, 0.8]), other, True, [dict(sample=DetDataSample())])["same"] is expected
+def test_a_file_has_to_find_the_same(
+    other: list[torch.Tensor], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert are_same(found([0.9, 0.8]), other, monkeypatch) is expected
 
 
-def test_what_neither_is_sure_of_does_not_count() -> None:
-    assert same(
-        found([0.9, 0.1]), found([0.9, 0.2], label=1), True, [dict(sample=DetDataSample())]
-    )["same"]
+def test_what_neither_is_sure_of_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert are_same(found([0.9, 0.1]), found([0.9, 0.2], label=1), monkeypatch)

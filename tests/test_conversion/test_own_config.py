@@ -12,7 +12,7 @@ from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 
 from ltm_det.basics.errors import InputError
-from ltm_det.conversion.own_config import nodes, on_own_data, set_classes
+from ltm_det.conversion.own_config import fitted, nodes, on_own_data, set_classes
 from ltm_det.conversion.own_schedule import most_pictures, set_schedule
 from ltm_det.datasets.own import OwnData, own_data
 from ltm_det.engine.preflight import load_config
@@ -168,3 +168,9 @@ def test_a_detector_that_needs_masks_is_named(tmp_path: Path) -> None:
     cfg = get_config("mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
     with pytest.raises(InputError, match="a Mask2Former needs masks"):
         on_own_data(cfg, data, files)
+
+
+def test_a_range_of_crops_stays_one() -> None:
+    """DINO's crops are between two sides; mmdet refuses a range whose first end is the larger."""
+    assert fitted((384, 600), (1333, 800), (64, 64)) == (29, 31)
+    assert fitted([(1333, 800)], (1333, 800), (64, 48)) == [(64, 48)]
