@@ -183,3 +183,9 @@ def test_the_map_of_rooms_names_what_is_there() -> None:
     paths = set(re.findall(r"\b(?:configs|tools|ltm_det|tests|results)/[\w/.]*\w", text))
     missing = {path for path in paths if not (ROOT / path).exists()}
     assert missing == {"tests/test_merging/test_"} and len(paths) > 30  # of a merger to come
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest would collect one of two files of a name alone."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -169,7 +169,7 @@ def test_memory_of_a_peer_is_really_measured(tool: Callable, config: Path, tmp_p
         (["--shape", 0, 32], "--batch, --shape and --threads must be at least 1"),
         (["--batch", 1, 1], "--batch names something twice: [1, 1]"),
         (["--mode", "training", "--how", "frozen"], "--how ['frozen'] cannot be trained"),
-        (["--device", "tpu9"], "--device tpu9: give cpu"),
+        (["--device", "tpu9"], "'tpu9' is no device: give cpu"),
         (["--mode", "memory", "--plot", "x.png"], "--plot draws times"),
         (["--load", 0, -1], "--load must be at least 0"),
         (["--load", 2, 2], "--load names something twice: [2, 2]"),
