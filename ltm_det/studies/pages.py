@@ -44,8 +44,6 @@ DETECTORS = {
     "Cascade Mask R-CNN Swin-S, 800 x 1280": "detector_cascade_avx2",
     "Mask R-CNN ViT-B, 1024 x 1024": "detector_vit_avx2",
 }
-# Measured before the code changed that they time: their rows name the commit.
-FORMER = ("detector_batch_avx2", "detector_loaded_avx2")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -116,9 +114,7 @@ def detector_times() -> str:
         base = next(row for row in found.values() if row["ratio"] == 1)
         kinds = ("torchvision", "dense", "merged", "dense+lean", "merged+lean")
         cells = [f"{found[kind]['ratio']:.2f}" if kind in found else "" for kind in kinds]
-        about = load(f"bench/{name}.json")
-        label += " (one round)" if about["rounds"] == 1 else ""
-        label += f" (at {about['commit'][:7]})" if name in FORMER else ""
+        label += " (one round)" if load(f"bench/{name}.json")["rounds"] == 1 else ""
         rows.append([label, base_of(base), *cells])
     kinds = ["torchvision's", "ours, dense", "**ours, merged**", "dense, lean", "merged, lean"]
     return table(["", "mmdet's (a ViT: timm's backbone)", *kinds], rows)
