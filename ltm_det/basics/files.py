@@ -1,5 +1,6 @@
 """Files that are whole or not there: whoever finds one under its final name can read it."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -83,6 +84,15 @@ def write_text(file: str | Path, text: str) -> None:
     """Writes a text whole."""
     with whole(file) as part:
         part.write_text(text)
+
+
+def sha256_of(path: str | Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            total.update(part)
+    return total.hexdigest()
 
 
 def check_output(path: str | Path, folder: bool = False) -> None:

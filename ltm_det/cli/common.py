@@ -17,6 +17,7 @@ from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import check_output, write_text
 from ltm_det.basics.finite import check_numbers
 from ltm_det.cli.names import BAD_INPUT, CONSOLE
+from ltm_det.compat.configs import inside_package
 from ltm_det.engine.preflight import is_local_main
 
 # As shells report the signals SIGINT and SIGPIPE.
@@ -125,8 +126,8 @@ def config_file(given: str) -> str:
     if not mark:
         return given
     folder = Path(str(files(package))) if package in ("ltm_det", "mmdet") else None
-    path = folder / ".mim/configs" / name if folder else None
-    if path is None or not path.is_file():
+    path = inside_package(package, name) if folder else None
+    if path is None:
         there = sorted(file.name for file in folder.glob(".mim/configs/ltm*.py")) if folder else []
         hint = f": there are {', '.join(there)}" if there else ""
         raise argparse.ArgumentTypeError(f"there is no config {given}{hint}")

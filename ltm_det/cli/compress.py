@@ -28,13 +28,12 @@ from ltm_det.compression.settings import (
     LATENCY,
     MAX_AP_LOSS,
     PACKAGES,
-    RATIOS,
     Budget,
     Settings,
 )
 from ltm_det.compression.state import Steps, spoken
 from ltm_det.conversion.calibration import STEPS
-from ltm_det.conversion.search import SEARCHED
+from ltm_det.conversion.search import RATIOS, SEARCHED
 from ltm_det.datasets.own import own_data
 from ltm_det.engine import preflight
 from ltm_det.merging import MERGERS

@@ -25,6 +25,7 @@ from ltm_det.compat.weight_files import SAFETENSORS
 from ltm_det.conversion.convert import merged_config
 from ltm_det.conversion.search import (
     PARTS,
+    RATIOS,
     SEARCHED,
     UNITS,
     as_table,
@@ -38,8 +39,6 @@ from ltm_det.measure.flops import build_detector, dense_twin
 from ltm_det.merging import MERGERS
 
 EXAMPLE = "dense.py dense.pth --part detector --cost latency --budget 0.6 --out ltm.py"
-
-RATIOS = [0.75, 0.51, 0.33, 0.18]  # windows of 7 x 7 become 6 x 6, 5 x 5, 4 x 4, 3 x 3
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

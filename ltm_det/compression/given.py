@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import load_checkpoint
 from torch import nn
@@ -21,11 +21,12 @@ from ltm_det.compat.state_dicts import under_own_names
 from ltm_det.compression.settings import Settings
 from ltm_det.compression.state import file_digest
 from ltm_det.conversion.convert import merged_config
-from ltm_det.conversion.own_config import nodes, set_data
+from ltm_det.conversion.own_config import nodes, read_boxes_alone, set_data
 from ltm_det.datasets.own import OwnData, Split
 from ltm_det.deploy.whole import WholeDetector
 from ltm_det.detectors import FAST
 from ltm_det.engine.building import building
+from ltm_det.engine.mixed_precision import FLOAT32, set_precision
 from ltm_det.engine.preflight import check_checkpoint, leaf_datasets
 from ltm_det.measure.benchmark_models import PEERS, model_config, our_type
 from ltm_det.measure.detectors import kind_of
@@ -136,10 +137,7 @@ def given(
             )
         say("the data have boxes alone, no masks: boxes are evaluated")
     if not masked:
-        for loader in ("train", "val", "test"):
-            for node in nodes(cfg[f"{loader}_dataloader"]):
-                if str(node.get("type")).rpartition(".")[2] == "LoadAnnotations":
-                    node["with_mask"] = False
+        read_boxes_alone(cfg)
         for part in ("val", "test"):
             cfg[f"{part}_evaluator"].metric = "bbox"
     full_precision(cfg)
@@ -161,8 +159,7 @@ def full_precision(cfg: Config) -> None:
     """Without a GPU mmengine has no mixed precision."""
     optim = cfg.get("optim_wrapper") or {}
     if optim.get("type") == "AmpOptimWrapper" and get_device() == "cpu":
-        kept = {k: v for k, v in optim.items() if k not in ("dtype", "loss_scale")}
-        cfg.optim_wrapper = ConfigDict(kept, type="OptimWrapper")
+        set_precision(cfg, FLOAT32)
 
 
 def classes_of(cfg: Config, meta: Any, data: OwnData, checkpoint: str) -> list[str]:

@@ -6,11 +6,11 @@ from typing import Any
 
 from ltm_det.basics.errors import InputError
 from ltm_det.conversion.calibration import STEPS
+from ltm_det.conversion.search import RATIOS
 
 LATENCY, GMACS, MAX_AP_LOSS = "latency", "gmacs", "max-ap-loss"
 FORMATS = dict(onnx=".onnx", openvino=".xml", none=None)  # of exported files, and their endings
 PACKAGES = dict(onnx=("onnx", "onnxscript", "onnxruntime"), openvino=("onnx", "openvino"), none=())
-RATIOS = (0.75, 0.51, 0.33, 0.18)  # windows of 7 x 7 become 6 x 6, 5 x 5, 4 x 4, 3 x 3
 EPOCHS, LEAST, MOST = 12, 500, 20_000  # of a fine-tuning whose iterations are not said
 
 

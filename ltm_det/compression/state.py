@@ -16,7 +16,7 @@ from time import monotonic, time_ns
 from typing import Any
 
 from ltm_det.basics.errors import InputError
-from ltm_det.basics.files import PART, write_text
+from ltm_det.basics.files import PART, sha256_of, write_text
 from ltm_det.basics.finite import check_numbers
 
 STATE, LOCK = "state.json", ".lock"
@@ -32,8 +32,7 @@ def digest(value: Any) -> str:
 
 def file_digest(file: str | Path) -> str:
     """A short name for a file's content."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+    return sha256_of(file)[:16]
 
 
 class Steps:

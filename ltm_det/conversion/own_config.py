@@ -147,9 +147,14 @@ def without_masks(cfg: Config) -> None:
         )
     for name in ("mask_head", "mask_roi_extractor"):
         head.pop(name, None)
+    read_boxes_alone(cfg)
+
+
+def read_boxes_alone(cfg: Config) -> None:
+    """Pipelines that load no masks."""
     for loader in LOADERS:
         for node in nodes(cfg.get(f"{loader}_dataloader")):
-            if node.get("type") == "LoadAnnotations":
+            if str(node.get("type")).rpartition(".")[2] == "LoadAnnotations":
                 node["with_mask"] = False
 
 

@@ -25,6 +25,7 @@ from ltm_det.conversion.unlabelled import unlabelled_batches
 from ltm_det.engine import preflight
 from ltm_det.measure.flops import aligned, dense_twin
 
+RATIOS = (0.75, 0.51, 0.33, 0.18)  # windows of 7 x 7 become 6 x 6, 5 x 5, 4 x 4, 3 x 3
 UNITS = dict(gmacs="GMACs", latency="ms")
 SEARCHED = ("compression_ratio", "merge_at")
 PARTS = dict(backbone=SearchedModels, detector=SearchedDetectors)

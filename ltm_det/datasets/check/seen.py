@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ltm_det.basics.files import write_text
+from ltm_det.basics.files import sha256_of, write_text
 from ltm_det.datasets.check.pictures import Seen
 from ltm_det.datasets.check.source import Source
 
@@ -63,7 +63,7 @@ def are_clean(sources: Sequence[Source | str]) -> bool:
         kept = json.loads(clean_file(sources).read_text())
         return (
             kept["version"] == VERSION
-            and all(content(path) == was for path, was in kept["annotations"].items())
+            and all(sha256_of(path) == was for path, was in kept["annotations"].items())
             and all(written(path) == was for path, was in kept["pictures"].items())
         )
     return False
@@ -78,7 +78,7 @@ def keep_clean(sources: Sequence[Source | str], checked: Iterable[tuple[Source, 
     annotations, pictures = {}, {}
     with suppress(OSError):
         for source, data, _ in checked:
-            annotations[source.ann_file] = content(source.ann_file)
+            annotations[source.ann_file] = sha256_of(source.ann_file)
             for image in data["images"] if source.images is not None else ():
                 path = osp.join(source.images, image["file_name"])
                 pictures[path] = written(path)
@@ -89,10 +89,6 @@ def keep_clean(sources: Sequence[Source | str], checked: Iterable[tuple[Source, 
 def clean_file(sources: Sequence[Source | str]) -> Path:
     told = [vars(own) | dict(dataset=None) if isinstance(own, Source) else own for own in sources]
     return cache_file("clean", os.getcwd() + repr(told))
-
-
-def content(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def written(path: str) -> list[int]:
