@@ -35,7 +35,8 @@ class Choice:
         found: The detector.
         settings: What is searched, and among what.
         shape: Height and width of most pictures, as the backbone gets them.
-        dense: What the steps of the dense detector measured: ``gmacs`` and ``times``.
+        dense: What the steps of the dense detector measured: ``gmacs``, and ``times`` of mmdet's,
+            of ours, and where files are counted of its file.
         one_size: Whether all pictures have that shape; else a recipe that no file of any size can
             have is left out.
     """
@@ -147,9 +148,9 @@ class Choice:
             if self.given.whole:
                 return 0.0, 1.0
             return (whole - backbone) / whole, backbone / whole
-        base, ours = self.dense["times"]["models"].values()
+        base, ours, *file = self.dense["times"]["models"].values()
         if self.given.whole:
-            return 0.0, ours["ms"] / base["ms"]
+            return 0.0, (file or [ours])[0]["ms"] / base["ms"]
         backbone = ours["parts"]["backbone"]
         return (ours["ms"] - backbone) / base["ms"], backbone / base["ms"]
 
@@ -174,7 +175,7 @@ def for_budget(
     kept: Mapping[str, Any],
     base: tuple[str, nn.Module],
     batches: Sequence[Batch],
-    device: str,
+    counted: Callable[[dict[str, Any]], nn.Module],
     say: Callable[[str], Any],
 ) -> dict[str, Any]:
     """The choice for a budget of time or GMACs. Of time it is held against mmdet's detector on the
@@ -185,6 +186,7 @@ def for_budget(
         kept: Of :meth:`Choice.measured`.
         base: mmdet's detector, and what it is called.
         batches: Validation pictures.
+        counted: What a budget of time counts of a choice: its detector, or its file.
 
     Raises:
         BudgetError: The budget is below what can be reached, ``least`` of mmdet's.
@@ -206,7 +208,7 @@ def for_budget(
         tried.append(found)
         if budget.kind != LATENCY:
             break
-        models = {base[0]: base[1], "merged": choice.model(found).to(device)}
+        models = {base[0]: base[1], "merged": counted(found)}
         clock = times(models, batches, 30)["models"]["merged"]["ratio"]
         found["reached"] = clock
         say(f"limit {limit:.3f} of ours: {clock:.3f} of mmdet's time, asked for {wanted:g}")

@@ -19,8 +19,16 @@ from ltm_det.compression.finishing import content
 from ltm_det.compression.given import loaded
 from ltm_det.compression.merging import save
 from ltm_det.compression.report import as_html
-from ltm_det.compression.settings import FORMATS
-from ltm_det.compression.shared import AP, CHECKED, CHOSEN, FILE, FILE_AP, NAMES, SEARCH, Shared
+from ltm_det.compression.shared import (
+    CHECKED,
+    CHOSEN,
+    DENSE_FILE,
+    FILE,
+    FILE_AP,
+    NAMES,
+    SEARCH,
+    Shared,
+)
 
 
 class DeliverySteps(Shared):
@@ -37,13 +45,6 @@ class DeliverySteps(Shared):
         merging = merge_places(model.backbone)
         return dict(source=source.name, types=kinds, merging=merging, lean=found["lean"])
 
-    @property
-    def file(self) -> Path | None:
-        """The file to deploy."""
-        ending = FORMATS[self.settings.export]
-        part = "detector" if self.given.whole else "backbone"
-        return None if ending is None else self.steps.folder / f"{part}{ending}"
-
     def file_key(self) -> str:
         return "none" if self.file is None else self.steps.key(FILE)
 
@@ -51,13 +52,12 @@ class DeliverySteps(Shared):
         """The file, compared with its detector, and its AP."""
         file, own = self.file, self.given
         assert file is not None
-        sizes = self.steps.result(AP)["sizes"]
         cfg = self.choice.config(self.steps.result(SEARCH))
 
         def work() -> dict[str, Any]:
             model = loaded(cfg, str(weights))
-            dynamic = len(sizes) > 1
-            done = export(cfg, model, file, own.whole, own.classes, self.batches[0], dynamic)
+            where = file, own.whole, own.classes, self.batches[0], self.any_size
+            done = export(cfg, model, *where)
             exported = from_file(file, model, own.whole, torch.get_num_threads())
             done |= same(model, exported, own.whole, some_batches(own.cfg, CHECKED))
             self.say(f"{file}: {told(done)}")
@@ -68,8 +68,8 @@ class DeliverySteps(Shared):
                 )
             return done
 
-        files = [file.name, *([file.with_suffix(".bin").name] if file.suffix == ".xml" else [])]
-        self.steps.step(FILE, dict(of=self.steps.key(CHOSEN), file=file.name), work, files)
+        given = dict(of=self.steps.key(CHOSEN), file=file.name)
+        self.steps.step(FILE, given, work, self.inside(file))
 
         def ap() -> dict[str, Any]:
             model = loaded(cfg, str(weights))
@@ -82,13 +82,16 @@ class DeliverySteps(Shared):
         cfg = self.choice.config(self.steps.result(SEARCH))
         model = loaded(cfg, str(weights), self.device)
         models = {self.base[0]: self.base[1], "dense": self.exact, "compressed": model}
+        threads = torch.get_num_threads()
+        if self.dense_file is not None:
+            models[DENSE_FILE] = from_file(self.dense_file, model, True, threads)
         if self.file is not None and self.device == "cpu":
-            threads = torch.get_num_threads()
             models[self.file.name] = from_file(self.file, model, self.given.whole, threads)
         found = costs.times(models, self.batches)
         for name, own in found["models"].items():
             self.say(f"{name}: {own['ms']:.0f} ms a picture, {own['ratio']:.2f} of {self.base[0]}")
-        return dict(gmacs=costs.gmacs(model, self.batches[0]), times=found)
+        counted = self.file.name if self.file is not None and self.counts_file else "compressed"
+        return dict(gmacs=costs.gmacs(model, self.batches[0]), times=found, counted=counted)
 
     def report(self, weights: Path) -> dict[str, Any]:
         """The report, as JSON and as a page."""

@@ -104,13 +104,21 @@ def plan(found: Given, settings: Settings) -> list[tuple[str, str, float | None]
     shape = tuple(some_batches(found.cfg, 1)[0]["inputs"][0].shape[1:])
     dense = dict(gmacs=dict(detector=1.0, backbone=1.0), times={})
     choice = Choice(found, settings, shape, dense, True)
+    on_cpu = found.whole and settings.export != "none" and get_device() == "cpu"
+    counts_file = on_cpu and settings.cost == LATENCY
     unit = choice.units[0]
     choices = sum(len(own) - 1 for own in choice.models(unit).units.values())
     one = passes.ours if found.whole else passes.maps
     clock = choices * (RUNS + WARM_UP) * one if settings.cost == LATENCY else 0.0
     rows = [
         ("dense AP", f"{val} validation pictures", val * passes.mmdet),
-        ("dense cost", f"{TIMED} pictures, mmdet's and ours in turns", times_of(passes, 2)),
+        (
+            "dense cost",
+            f"{TIMED} pictures, mmdet's and ours"
+            + (", and its file, which is exported first," if counts_file else "")
+            + " in turns",
+            None if counts_file else times_of(passes, 2),
+        ),
         (
             f"search: measure {unit or 'blocks'}",
             f"{choices} choices of {'the detector' if found.whole else 'the backbone'} on {images} "
@@ -132,7 +140,8 @@ def plan(found: Given, settings: Settings) -> list[tuple[str, str, float | None]
         )
     else:
         seconds = TRIES * (times_of(passes, 2, 30) if budget.kind != GMACS else one)
-        rows.append(("search", f"{budget}", seconds + images * one))
+        about = f"{budget}" + (f", at most {TRIES} choices as files" if counts_file else "")
+        rows.append(("search", about, None if counts_file else seconds + images * one))
     rows += [
         ("convert and calibrate", fitting if number > 1 else "not calibrated", fit),
         ("AP converted", f"{val} validation pictures", ap),

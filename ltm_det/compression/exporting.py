@@ -78,13 +78,18 @@ def export(
         traced = torch.randn(2 if dynamic else 1, 3, *size)
         with deploy.written(file, image) as part:
             deploy.save(detector.backbone, traced, part, dynamic)
-    own = [file, *([file.with_suffix(".bin")] if file.suffix == ".xml" else [])]
+    own = files_of(file)
     return dict(
         files=[path.name for path in own],
         part="detector" if whole else "backbone",
         size="any" if dynamic else "{} x {}".format(*image.shape[2:]),
         mb=sum(path.stat().st_size for path in own) / 2**20,
     )
+
+
+def files_of(file: Path) -> list[Path]:
+    """The files that a written detector is in: OpenVINO's weights lie beside it."""
+    return [file, *([file.with_suffix(".bin")] if file.suffix == ".xml" else [])]
 
 
 def scale_of(cfg: Config) -> tuple[int, int] | None:

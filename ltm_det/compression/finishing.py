@@ -43,7 +43,7 @@ def content(
     macs = {key: own["detector"] for key, own in gmacs.items()}
     loss = loss_of(dense, after)
     reached = {
-        LATENCY: cost["times"]["models"]["compressed"]["ratio"],
+        LATENCY: cost["times"]["models"][cost["counted"]]["ratio"],
         MAX_AP_LOSS: loss,
     }.get(settings.budget.kind, macs["compressed"] / macs["dense"])
     kept = next(own for name, own in done.items() if done_for(name, search, own))
@@ -67,7 +67,7 @@ def content(
         calibration=result(names["convert"]),
         finetuning=result(names["train"]) if "fine-tuned" in ap else None,
         search=dict(search, dense=kept["result"]["dense"], units=kept["result"]["units"]),
-        notes=notes(found, settings, search, export),
+        notes=notes(found, settings, search, export, cost["counted"]),
         commands=commands(steps.folder, found, export, command),
         seconds={name: own["seconds"] for name, own in done.items()},
         data=dict(
@@ -97,7 +97,11 @@ def ap_note(found: Given, pictures: int, trained: bool, tried: bool) -> str:
 
 
 def notes(
-    found: Given, settings: Settings, search: dict[str, Any], export: dict[str, Any] | None
+    found: Given,
+    settings: Settings,
+    search: dict[str, Any],
+    export: dict[str, Any] | None,
+    counted: str,
 ) -> list[str]:
     """What a reader has to know of how the numbers came about."""
     said = []
@@ -110,6 +114,11 @@ def notes(
         said.append(
             "Neck and heads are our fast ones, which give the same to rounding; the rest of the "
             "gain is merging, and the lean recipe where there is one."
+        )
+    if settings.budget.kind == LATENCY and counted != "compressed":
+        said.append(
+            f"The budget of time is that of {counted}, which is what is deployed; times of its "
+            "detector in torch, from which the search expects them, stand beside it."
         )
     if settings.budget.kind == MAX_AP_LOSS and not search["chosen"]:
         said.append(

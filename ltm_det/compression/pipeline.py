@@ -17,6 +17,7 @@ from ltm_det.compression.shared import (
     CONVERT,
     CONVERTED_AP,
     COST,
+    DENSE_FILE,
     FINAL,
     REPORT,
     SEARCH,
@@ -35,7 +36,9 @@ class Compression(SearchSteps, DeliverySteps):
         step, key = self.steps.step, self.steps.key
         own = self.given
         step(AP, {}, lambda: self.evaluated(loaded(own.cfg, own.checkpoint, self.device)))
-        step(COST, dict(pictures=TIMED, masks="bitmap"), self.dense_cost)
+        file, of = self.dense_file, dict(pictures=TIMED, masks="bitmap")
+        files = [] if file is None else self.inside(file)
+        step(COST, of | (dict(file=files) if files else {}), self.dense_cost, files)
         self.choose()
         start = dict(of=key(SEARCH), **self.calibration)
         weights, config = self.work / "converted.pth", self.work / "converted.py"
@@ -63,6 +66,8 @@ class Compression(SearchSteps, DeliverySteps):
     def dense_cost(self) -> dict[str, Any]:
         """GMACs, and times against mmdet's."""
         models = {self.base[0]: self.base[1], "dense": self.exact}
+        if self.dense_file is not None:
+            models[DENSE_FILE] = self.as_file(self.exact, self.dense_file)
         found = dict(
             gmacs=costs.gmacs(self.exact, self.batches[0]),
             times=costs.times(models, self.batches),

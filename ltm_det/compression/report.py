@@ -129,7 +129,7 @@ def summary(report: Mapping[str, Any]) -> str:
     """The first lines: what was asked for, what came out."""
     before, after = report["ap"]["dense"], report["ap"]["compressed"]
     times, macs = report["cost"]["times"]["models"], report["gmacs"]
-    base, own = next(iter(times)), times["compressed"]
+    base, own = next(iter(times)), times[report["cost"]["counted"]]
     pairs = [(k, before[k]["AP"], after[k]["AP"]) for k in KINDS if k in before]
     lines = [[KINDS[kind], number(old), number(new)] for kind, old, new in pairs]
     speed = times[base]["ms"], own["ms"]

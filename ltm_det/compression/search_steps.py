@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import nn
+
 from ltm_det.basics.errors import InputError
 from ltm_det.compression.choice import for_budget
 from ltm_det.compression.settings import MAX_AP_LOSS
@@ -44,7 +46,15 @@ class SearchSteps(Shared):
 
     def for_budget(self, kept: dict[str, Any], last: bool) -> dict[str, Any]:
         """The choice by one unit; if it is the last one, one that misses the budget will do."""
-        found = for_budget(self.choice, kept, self.base, self.batches, self.device, self.say)
+        own = self.choice
+
+        def counted(picked: dict[str, Any]) -> nn.Module:
+            model = own.model(picked)
+            if self.dense_file is None:
+                return model.to(self.device)
+            return self.as_file(model, self.dense_file.with_stem("tried"))
+
+        found = for_budget(own, kept, self.base, self.batches, counted, self.say)
         if found["reached"] > self.settings.budget.value and not last:
             raise BudgetError(found["reached"])
         self.say(f"chosen: {found['chosen']}")

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.device import get_device
 from torch import nn
 
 from ltm_det.compression.choice import Choice
 from ltm_det.compression.evaluation import evaluate, some_batches
+from ltm_det.compression.exporting import export, files_of, from_file
 from ltm_det.compression.given import Given, compressed_config, loaded, mmdets
-from ltm_det.compression.settings import Settings
+from ltm_det.compression.settings import FORMATS, LATENCY, Settings
 from ltm_det.compression.state import Steps
 
 TIMED = 4  # validation pictures that times are measured on
@@ -31,6 +34,7 @@ TRAIN, TRAINED_AP, CHOSEN, FILE, FILE_AP, FINAL, REPORT = (
     "cost",
     "report",
 )
+DENSE_FILE = "dense file"  # what it is called among the models that are timed
 NAMES = dict(
     ap=AP,
     dense_cost=COST,
@@ -79,6 +83,41 @@ class Shared:
     @cached_property
     def base(self) -> tuple[str, nn.Module]:
         return mmdets(self.given, self.exact, self.device)
+
+    @property
+    def file(self) -> Path | None:
+        """The file to deploy."""
+        ending = FORMATS[self.settings.export]
+        part = "detector" if self.given.whole else "backbone"
+        return None if ending is None else self.steps.folder / f"{part}{ending}"
+
+    @property
+    def any_size(self) -> bool:
+        """Whether the file has to take pictures of more than one size."""
+        return len(self.steps.result(AP)["sizes"]) > 1
+
+    @property
+    def counts_file(self) -> bool:
+        """Whether time is counted of the file: of one that holds the whole detector."""
+        time = self.settings.cost == LATENCY
+        return time and self.file is not None and self.given.whole and self.device == "cpu"
+
+    @property
+    def dense_file(self) -> Path | None:
+        """The file of our dense detector, where files are counted."""
+        ending = FORMATS[self.settings.export] if self.counts_file else None
+        return self.work / f"dense{ending}" if ending else None
+
+    def inside(self, file: Path) -> list[str]:
+        """What a written detector is in, by names within the folder."""
+        return [str(path.relative_to(self.steps.folder)) for path in files_of(file)]
+
+    def as_file(self, model: nn.Module, file: Path) -> nn.Module:
+        """A whole detector on the CPU, written into a file and read from it."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own = self.given
+        export(own.cfg, model, file, True, own.classes, self.batches[0], self.any_size)
+        return from_file(file, model, True, torch.get_num_threads())
 
     @property
     def calibration(self) -> dict[str, int]:

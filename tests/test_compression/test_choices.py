@@ -50,6 +50,13 @@ def test_a_part_of_mmdets_as_a_part_of_ours(cost: str, whole: bool, share: float
     assert choice_of(cost, whole).share(0.5) == pytest.approx(share)
 
 
+def test_of_a_whole_detector_its_file_is_counted() -> None:
+    choice = choice_of(LATENCY, True)
+    models = {**DENSE["times"]["models"], "dense file": dict(ms=60.0)}
+    choice.dense = DENSE | dict(times=dict(models=models))
+    assert choice.share(0.5) == pytest.approx(0.5 / 0.6)
+
+
 def test_what_the_backbone_alone_cannot_save_is_said() -> None:
     with pytest.raises(InputError, match="all but the backbone takes 0.30 .*no fast heads"):
         choice_of(LATENCY, False, "latency=0.2").share(0.2)
@@ -69,7 +76,6 @@ def clocked(
         return dict(cost_ratio=limit, measured_error=1 - limit, chosen=dict(a="b"))
 
     monkeypatch.setattr(choice, "picked", picked)
-    monkeypatch.setattr(choice, "model", lambda found: SimpleNamespace(to=lambda device: found))
 
     def times(models: dict[str, Any], batches: Any, seconds: float) -> dict[str, Any]:
         ratio = optimism * 0.8 * models["merged"]["cost_ratio"]
@@ -77,7 +83,11 @@ def clocked(
 
     monkeypatch.setattr(choices, "times", times)
     base: Any = ("mmdet's", None)
-    return choice, lambda: for_budget(choice, dict(dense=80.0), base, [], "cpu", lambda words: None)
+
+    def run() -> dict[str, Any]:
+        return for_budget(choice, dict(dense=80.0), base, [], lambda own: own, lambda words: None)
+
+    return choice, run
 
 
 def test_the_clock_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
