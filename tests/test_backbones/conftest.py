@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ltm_det.merging import MERGERS as KINDS
 from tests.test_backbones import efficientvit_cases, mobilevit_cases, swin_cases, vit_cases
 from tests.test_backbones.checkpoints import randomise
 from tests.test_backbones.harness import LAYOUTS, MASKS, MERGERS, Family, merger_name
@@ -12,17 +13,28 @@ CASES = (swin_cases, vit_cases, mobilevit_cases, efficientvit_cases)
 FAMILIES = {name: family for cases in CASES for name, family in cases.FAMILIES.items()}
 
 
-def pytest_collection_modifyitems(items):
-    """Of families with a long list of merges, one layout and the plain mergers run each time."""
+EXECUTED = {name: family for name, family in FAMILIES.items() if family.executed}
+
+
+def pytest_collection_modifyitems(config, items):
+    """What a family does not take is not asked of it; of a sampled one, the usual runs each time:
+    one layout, and soft masks or ToMe."""
+    left, out = [], []
     for item in items:
-        given = getattr(item, "callspec", None)
-        found = given.params.get("family") if given else None
-        if not isinstance(found, Family) or not found.sampled:
-            continue
-        merger = given.params.get("merger", given.params.get("ltm", MASKS[0]))
-        usual = merger == MASKS[0] and given.params.get("layout", "later") == "later"
-        if not usual:
-            item.add_marker(pytest.mark.slow)
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        family = given.get("family")
+        merger = given.get("rival", given.get("merger", given.get("ltm", MASKS[0])))
+        if not isinstance(family, Family):
+            left.append(item)
+        elif not family.gridless and not KINDS[merger["type"]].keeps_grid:
+            out.append(item)
+        else:
+            usual = merger in (MASKS[0], dict(type="ToMe")) and given.get("layout") in USUAL
+            if family.sampled and not usual:
+                item.add_marker(pytest.mark.slow)
+            left.append(item)
+    items[:] = left
+    config.hook.pytest_deselected(items=out)
 
 
 @pytest.fixture
@@ -30,6 +42,9 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+USUAL = (None, "later")
 
 
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)

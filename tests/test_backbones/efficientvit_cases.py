@@ -50,6 +50,8 @@ def family(scope):
         equal=EDGELESS,
         local=None,
         sampled=True,
+        executed=False,
+        gridless=False,
         once=".context_module.main",
     )
 

@@ -43,6 +43,9 @@ class Family(NamedTuple):
         fast: Options with which the executors of the CPU serve all of a block.
         sampled: Whether only some of the properties are looked at each time, all with slow tests.
         once: What ends the name of a module that each block calls once.
+        executed: Whether there are executors of its blocks for the CPU.
+        gridless: Whether it takes mergers that lose the grid, as convolutions on merged tokens do
+            not; its blocks have linear layers then.
     """
 
     make: Callable[..., nn.Module]
@@ -56,6 +59,8 @@ class Family(NamedTuple):
     fast: dict[str, Any] = {}
     sampled: bool = False
     once: str = ".norm1"
+    executed: bool = True
+    gridless: bool = True
 
     def build(self, merger: dict[str, Any] | None, **options: Any) -> nn.Module:
         """One of random weights, in evaluation mode."""

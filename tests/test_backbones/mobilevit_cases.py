@@ -58,6 +58,7 @@ def family(scope):
         equal=EDGELESS,
         local=None,
         sampled=True,
+        executed=False,
     )
 
 

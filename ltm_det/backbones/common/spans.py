@@ -1,7 +1,7 @@
 """Which blocks of a stage run on the same merged tokens, and what merges them.
 
-Shapes: N = M * M tokens in a window, P kept tokens, C channels, M side of the dense window, k side of
-the merged window.
+Shapes: N = M * M tokens in a window, P kept tokens, C channels, M side of the dense window, k side
+of the merged window.
 """
 
 from collections.abc import Mapping

@@ -57,8 +57,8 @@ def sizes_of(arch: str | Mapping[str, Any]) -> dict[str, Any]:
         )
     if odd := [width for width in widths[PLAIN + 1 :] if width % arch["head_dim"]]:
         raise InputError(
-            f"{owner}: head_dim={arch['head_dim']} does not divide the {odd[0]} channels of a stage "
-            "with attention"
+            f"{owner}: head_dim={arch['head_dim']} does not divide the {odd[0]} channels of a "
+            "stage with attention"
         )
     return dict(arch)
 

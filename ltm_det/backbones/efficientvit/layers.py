@@ -60,10 +60,15 @@ class MergedMap(NamedTuple):
         """The map x (B, C, H, W) after the merged one changed by ``change`` (B, C, H', W')."""
         return to_map(self.merging.update(to_tokens(x), to_tokens(change)), self.here)
 
-    def sources(self, dtype: torch.dtype) -> Tensor | None:
-        """(B, H' * W', 1), how often attention counts each merged token; None for once."""
-        bias = self.merging.key_bias
-        return None if bias is None else bias.float().exp().to(dtype)[..., None]
+    def sources(self, x: Tensor) -> Tensor:
+        """(B, H' * W', 1), how often attention counts each merged token of the map x: as often as
+        it has sources, where the merger keeps that. All together count as x does, H * W times."""
+        cells = self.there.height * self.there.width
+        counts = x.new_ones(x.shape[0], cells, dtype=torch.float32)
+        if self.merging.key_bias is not None:
+            counts = counts * self.merging.key_bias.float().exp()
+        total = self.here.height * self.here.width
+        return (counts * (total / counts.sum(1, keepdim=True))).to(x.dtype)[..., None]
 
 
 def merged_map(merger: Merger, x: Tensor, state: Any, window: int, call: Call = plain) -> Any:
@@ -228,7 +233,7 @@ class LTMEfficientViTStage(nn.Module):
             else:
                 merger = self.mergers[str(span.start + 1)]
                 merging, state = self.run(merged_map, merger, x, state, self.window, call)
-                sources = merging.sources(x.dtype)
+                sources = merging.sources(x)
                 y = y0 = merging.merge(x)
                 for block in blocks[span.start : span.stop]:
                     y, _ = self.run(block, y, None, sources, call)

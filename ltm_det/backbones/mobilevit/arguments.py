@@ -13,8 +13,9 @@ HEADS = 4  # of every block's attention
 PATCH = 2  # pixels of a patch's side
 EIGHT = 8  # timm rounds channels to its multiples
 
-# MobileViT's Table 4 (arXiv 2110.02178), as in timm/models/mobilevit.py. One entry a stage: channels,
-# stride, inverted residuals; then channels and number of its transformer's blocks, 0 for none.
+# MobileViT's Table 4 (arXiv 2110.02178), as in timm/models/mobilevit.py. One entry a stage:
+# channels, stride, inverted residuals; then channels and number of its transformer's blocks, 0 for
+# none.
 _STAGES = dict(strides=(1, 2, 2, 2, 2), residuals=(1, 3, 1, 1, 1), depths=(0, 0, 2, 4, 3))
 ARCHS: dict[str, dict[str, Any]] = dict(
     xxs=dict(
