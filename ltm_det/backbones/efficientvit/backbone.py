@@ -116,13 +116,13 @@ class LTMEfficientViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
         )
         self.stem, self.stages = network.stem, nn.ModuleList(network.stages)
         self.strides = [4 * 2**i for i in range(stages)]
-        self.attentive = [*range(PLAIN, stages)]  # stages whose tokens may be merged
-        self.depths = [sizes["depths"][i + 1] for i in self.attentive]
+        self.merging_stages = [*range(PLAIN, stages)]  # stages whose tokens may be merged
+        self.depths = [sizes["depths"][i + 1] for i in self.merging_stages]
         ratios, scope, options = parse_stages("LTMEfficientViT", merger, self.depths, 0)
         total = sum(self.depths)
         drops = iter(torch.linspace(0, drop_path_rate, total, device="cpu").tolist())
         before = (block / total for block in range(total))
-        for i, own in zip(self.attentive, ratios, strict=True):
+        for i, own in zip(self.merging_stages, ratios, strict=True):
             place = [next(before) for _ in own], [next(drops) for _ in own]
             self.stages[i] = LTMEfficientViTStage(
                 self.stages[i].blocks, window_size, own, scope, options, *place, with_cp=with_cp
@@ -131,7 +131,7 @@ class LTMEfficientViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
 
     def init_weights(self) -> None:
         """As timm starts them, or from init_cfg."""
-        kept = {f"stages.{i}": self.stages[i].kept for i in self.attentive}
+        kept = {f"stages.{i}": self.stages[i].kept for i in self.merging_stages}
         print_log(f"LTMEfficientViT: each block keeps, of {self.window**2}: {kept}", "current")
         super().init_weights()
 
@@ -147,7 +147,7 @@ class LTMEfficientViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
     def mergers_by_point(self) -> dict[str, Merger]:
         """The mergers, by the name of their merge point, see :class:`MergePoint`."""
         points = {}
-        for i in self.attentive:
+        for i in self.merging_stages:
             for start, merger in self.stages[i].mergers.items():
                 points[f"stages.{i}.blocks.{start}"] = merger
             for j, block in enumerate(self.stages[i].blocks):

@@ -106,13 +106,13 @@ class LTMMobileViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
             stride *= step
             self.strides.append(stride)
 
-        self.transformers = [i for i, depth in enumerate(sizes["depths"]) if depth]
-        self.depths = [sizes["depths"][i] for i in self.transformers]
+        self.merging_stages = [i for i, depth in enumerate(sizes["depths"]) if depth]
+        self.depths = [sizes["depths"][i] for i in self.merging_stages]
         ratios, scope, options = parse_stages("LTMMobileViT", merger, self.depths, 0)
         total = sum(self.depths)
         drops = iter(torch.linspace(0, drop_path_rate, total, device="cpu").tolist())
         before = (block / total for block in range(total))
-        for i, own in zip(self.transformers, ratios, strict=True):
+        for i, own in zip(self.merging_stages, ratios, strict=True):
             place = [next(before) for _ in own], [next(drops) for _ in own]
             block = self.stages[i][-1]
             self.stages[i][-1] = LTMMobileViTBlock(
@@ -122,7 +122,7 @@ class LTMMobileViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
 
     def init_weights(self) -> None:
         """As timm starts them, or from init_cfg."""
-        kept = {f"stages.{i}": self.stages[i][-1].kept for i in self.transformers}
+        kept = {f"stages.{i}": self.stages[i][-1].kept for i in self.merging_stages}
         print_log(f"LTMMobileViT: each block keeps, of {self.window**2} tokens: {kept}", "current")
         super().init_weights()
 
