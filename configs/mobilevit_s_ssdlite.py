@@ -17,7 +17,7 @@ model = dict(
         init_cfg=dict(type="Pretrained", checkpoint=f"{weights}/model.safetensors"),
     ),
     neck=dict(in_channels=channels[:2], out_channels=channels),
-    bbox_head=dict(in_channels=channels),
+    bbox_head=dict(type="PredictingSSDHead", in_channels=channels),
 )
 # AdamW, as transformers want it; warmed up and let down as the base does.
 optim_wrapper = dict(

@@ -20,7 +20,11 @@ from ltm_det.backbones.common.convolutional import ConvolutionalBackbone, check_
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.backbones.mobilevit.arguments import PATCH, RULES, sizes_of, timm_config
-from ltm_det.backbones.mobilevit.layers import LTMMobileViTBlock, LTMTransformerBlock
+from ltm_det.backbones.mobilevit.layers import (
+    LTMMobileViTBlock,
+    LTMMobileViTStage,
+    LTMTransformerBlock,
+)
 from ltm_det.backbones.mobilevit.weights import MOBILEVIT
 from ltm_det.basics.arguments import checked
 from ltm_det.merging import Merger
@@ -100,7 +104,7 @@ class LTMMobileViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
 
         network = ByobNet(timm_config(sizes), num_classes=0, in_chans=in_channels)
         self.stem = network.stem
-        self.stages = nn.ModuleList(nn.ModuleList(stage) for stage in network.stages)
+        self.stages = nn.ModuleList(LTMMobileViTStage(*stage) for stage in network.stages)
         self.strides, stride = [], 2  # pixels between neighbours of each stage's map
         for step in sizes["strides"]:
             stride *= step
@@ -131,8 +135,7 @@ class LTMMobileViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
         call = cpu.choose(self.executors, x)
         x, maps = self.stem(x), []
         for stage in self.stages:
-            for block in stage:
-                x = block(x, call) if isinstance(block, LTMMobileViTBlock) else block(x)
+            x = stage(x, call)
             maps.append(x)
         return self.out_maps(maps, self.out_indices)
 

@@ -222,3 +222,13 @@ class LTMMobileViTBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"window={self.window}, kept tokens of {self.window**2} in each block={self.kept}"
+
+
+class LTMMobileViTStage(nn.Sequential):
+    """Inverted residuals, and in some stages a MobileViT block after them."""
+
+    def forward(self, x: Tensor, call: Call = plain) -> Tensor:
+        """(B, C, H, W) to (B, C', H', W'), see `LTMMobileViTBlock`."""
+        for block in self:
+            x = block(x, call) if isinstance(block, LTMMobileViTBlock) else block(x)
+        return x
