@@ -80,6 +80,25 @@ def merged_map(merger: Merger, x: Tensor, state: Any, window: int, call: Call = 
     return MergedMap(on_maps(windows, here, there), here, there), state
 
 
+class GroupedPointwise(nn.Module):
+    """A convolution of 1 x 1 in groups as one batched product: torch runs group by group on a CPU.
+
+    Args:
+        conv: torch's; its weight and bias are taken over.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.groups = conv.weight, conv.bias, conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, D, H, W)."""
+        weight = self.weight.flatten(1).unflatten(0, (self.groups, -1))  # (groups, D', C')
+        own = x.flatten(2).unflatten(1, (self.groups, -1))  # (B, groups, C', H * W)
+        out = (weight @ own).flatten(1, 2).unflatten(2, x.shape[2:])
+        return out if self.bias is None else out + self.bias[:, None, None]
+
+
 class LTMLiteMLA(nn.Module):
     """timm's multi-scale linear attention, in which a token may count for several.
 
@@ -89,7 +108,10 @@ class LTMLiteMLA(nn.Module):
 
     def __init__(self, attn: LiteMLA) -> None:
         super().__init__()
-        self.qkv, self.aggreg, self.proj = attn.qkv, attn.aggreg, attn.proj
+        self.qkv, self.proj = attn.qkv, attn.proj
+        self.aggreg = nn.ModuleList(
+            nn.Sequential(near, GroupedPointwise(mix)) for near, mix in attn.aggreg
+        )
         self.kernel_func, self.eps, self.dim = attn.kernel_func, attn.eps, attn.dim
 
     def forward(self, x: Tensor, sources: Tensor | None = None) -> Tensor:
@@ -111,11 +133,15 @@ class LTMLiteMLA(nn.Module):
         return self.proj(out)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (k^T v) / (q k^T 1 + eps), (B, nH, H * W, D), in float32 at least."""
+        """q (k^T v) / (q k^T 1 + eps), (B, nH, H * W, D), in float32 at least.
+
+        A query that no key answers gets 0, as of 0 / eps, whose gradient would overflow float16.
+        """
         full = torch.promote_types(v.dtype, torch.float32)
         q, k, ones = q.to(full), k.to(full), F.pad(v.to(full), (0, 1), value=1.0)
         out = q @ (k.transpose(-1, -2) @ ones)
-        return (out[..., :-1] / (out[..., -1:] + self.eps)).to(v.dtype)
+        total = out[..., -1:]
+        return (out[..., :-1] / torch.where(total > 0, total + self.eps, 1)).to(v.dtype)
 
 
 class LTMResidual(nn.Module):
