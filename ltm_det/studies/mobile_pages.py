@@ -10,10 +10,11 @@ PAPER = {
     "EfficientViT-B1, 224 x 224, keeps 3 x 3 of 4 x 4": ("ltm_efficientvit_b1_224", (0.52, 0.44)),
     "EfficientViT-B1, 288 x 288, keeps 3 x 3 of 4 x 4": ("ltm_efficientvit_b1_288", (0.86, 0.70)),
 }
-# Of results/bench, each with all its sizes and batches.
+# Of results/bench, each with all its sizes and batches, and the ratio of what is merged.
+FILES = (("", 0.5), ("_640", 0.5), ("_quarter", 0.25))
 TIMES = {
-    "MobileViT-S": ("mobilevit_s", "mobilevit_s_640"),
-    "EfficientViT-B1": ("efficientvit_b1", "efficientvit_b1_640"),
+    "MobileViT-S": [(f"mobilevit_s{ending}", ratio) for ending, ratio in FILES],
+    "EfficientViT-B1": [(f"efficientvit_b1{ending}", ratio) for ending, ratio in FILES],
 }
 
 
@@ -33,8 +34,9 @@ def mobile_times() -> str:
     """Ratios to timm's model, which takes turns with ours."""
     rows = []
     for label, names in TIMES.items():
-        for found in [row for name in names for row in load(f"bench/{name}.json")["rows"]]:
-            size = "{} x {}".format(*found["shape"]), str(found["batch"]), found["model"]
+        for found, kept in [(row, k) for n, k in names for row in load(f"bench/{n}.json")["rows"]]:
+            model = found["model"] + (f" {kept}" if found["model"] == "merged" else "")
+            size = "{} x {}".format(*found["shape"]), str(found["batch"]), model
             time = f"{found['median_ms']:.0f}"
             quartiles = " to ".join(f"{q:.2f}" for q in found["quartiles"])
             rows.append([label, *size, time, f"{found['ratio']:.2f}", quartiles])
