@@ -18,7 +18,7 @@ EXECUTED = {name: family for name, family in FAMILIES.items() if family.executed
 
 def pytest_collection_modifyitems(config, items):
     """What a family does not take is not asked of it; of a sampled one, the usual runs each time:
-    one layout, and soft masks or ToMe."""
+    one layout, soft masks or ToMe, windows of 4, evaluation mode."""
     left, out = [], []
     for item in items:
         given = item.callspec.params if hasattr(item, "callspec") else {}
@@ -30,6 +30,7 @@ def pytest_collection_modifyitems(config, items):
             out.append(item)
         else:
             usual = merger in (MASKS[0], dict(type="ToMe")) and given.get("layout") in USUAL
+            usual = usual and given.get("window", 4) == 4 and not given.get("training")
             if family.sampled and not usual:
                 item.add_marker(pytest.mark.slow)
             left.append(item)
