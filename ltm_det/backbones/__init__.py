@@ -1,7 +1,9 @@
 """Backbones with token merging, registered with mmdet on import."""
 
 from ltm_det.backbones.common.merge_points import MergePoint, MergeWatch
+from ltm_det.backbones.efficientvit import LTMEfficientViT
+from ltm_det.backbones.mobilevit import LTMMobileViT
 from ltm_det.backbones.swin import LTMSwin
 from ltm_det.backbones.vit import LTMViT
 
-__all__ = ["LTMSwin", "LTMViT", "MergePoint", "MergeWatch"]
+__all__ = ["LTMEfficientViT", "LTMMobileViT", "LTMSwin", "LTMViT", "MergePoint", "MergeWatch"]

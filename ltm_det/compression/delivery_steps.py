@@ -118,6 +118,8 @@ def merge_places(backbone: nn.Module) -> list[dict[str, Any]]:
             shares.append(side**2 / backbone.window**2)
         return [dict(name="blocks", kept=shares)]
     return [
-        dict(name=f"stage {i + 1}", kept=[kept / stage.window**2 for kept in stage.kept])
+        dict(name=f"stage {i + 1}", kept=[kept / part.window**2 for kept in part.kept])
         for i, stage in enumerate(backbone.stages)
+        for part in stage.modules()
+        if hasattr(part, "kept")
     ]

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from ltm_det.backbones import LTMSwin, LTMViT
+from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from ltm_det.basics.errors import InputError
+from ltm_det.conversion.ratio_search import merging_depths
 from ltm_det.measure.flops import build_backbone, count_backbone
 from ltm_det.merging import ratio_schedule
 
@@ -66,7 +67,7 @@ def meet_share(cfg: Config, share: float, shape: tuple[int, int]) -> Setting:
         merger = {**own, **arguments(side, place)}
         return count_backbone(built(cfg, merger), shape).macs["backbone"] / total
 
-    window = dense.stages[0].window if isinstance(dense, LTMSwin) else dense.window
+    window = dense.window if isinstance(dense, LTMViT) else merging_depths(dense)[1]
     steps = last_within(lambda step: cost(window - 1 - step, 0) > share + CLOSE, window - 2)
     side = window - 1 - steps
     if side > 1 and cost(side, 0) > share + CLOSE:
@@ -109,16 +110,16 @@ def placement(
             return dict(compression_ratio=ratio_of(side, dense.window), merge_at=first + place)
 
         return of_vit, len(dense.blocks) - 1 - first
-    if not isinstance(dense, LTMSwin):
-        raise InputError(f"--budget is of LTMSwin and LTMViT, but this is {type(dense).__name__}")
-    depths = [len(stage.blocks) for stage in dense.stages]
-    given, dense_blocks = own.get("compression_ratio", 0.5), own.get("dense_blocks")
+    if not isinstance(dense, (LTMSwin, LTMMobileViT, LTMEfficientViT)):
+        raise InputError(f"--budget is of our backbones, but this is {type(dense).__name__}")
+    depths, window, dense_blocks = merging_depths(dense)
+    given, dense_blocks = own.get("compression_ratio", 0.5), own.get("dense_blocks", dense_blocks)
     even = isinstance(given, (int, float)) and given < 1
     schedule = ratio_schedule(0.5 if even else given, depths, dense_blocks)
 
-    def of_swin(side: int, place: int) -> dict[str, Any]:
+    def of_stages(side: int, place: int) -> dict[str, Any]:
         """Places are blocks over all stages; what the config leaves dense stays dense."""
-        ratio = dict(compression_ratio=ratio_of(side, dense.stages[0].window))
+        ratio = dict(compression_ratio=ratio_of(side, window))
         if even and not place:
             return ratio
         stages, start = [], 0
@@ -129,7 +130,7 @@ def placement(
         return dict(ratio, dense_blocks=stages)
 
     last = [i for i, own in enumerate(sum(schedule, [])) if own < 1]
-    return of_swin, last[-1] if last else 0
+    return of_stages, last[-1] if last else 0
 
 
 def ratio_of(side: int, window: int) -> float:

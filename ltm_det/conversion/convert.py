@@ -16,14 +16,20 @@ from ltm_det.basics.finite import check_finite
 from ltm_det.compat.weight_files import write_weights
 from ltm_det.measure.flops import build_backbone, build_detector, dense_twin
 
-MERGED = {"SwinTransformer": "LTMSwin", "LTMSwin": "LTMSwin", "LTMViT": "LTMViT"}  # by dense type
+MERGED = {  # by dense type
+    "SwinTransformer": "LTMSwin",
+    "LTMSwin": "LTMSwin",
+    "LTMViT": "LTMViT",
+    "LTMMobileViT": "LTMMobileViT",
+    "LTMEfficientViT": "LTMEfficientViT",
+}
 
 
 def merged_config(cfg: Config, merger: Mapping[str, Any]) -> Config:
     """A dense detector's config with a backbone that merges. It names no pretrained weights.
 
     Args:
-        cfg: Of a detector whose backbone is mmdet's SwinTransformer, or a dense LTMSwin or LTMViT.
+        cfg: Of a detector whose backbone is mmdet's SwinTransformer, or a dense one of ours.
         merger: The backbone's ``merger``.
 
     Raises:
@@ -42,7 +48,7 @@ def merged_config(cfg: Config, merger: Mapping[str, Any]) -> Config:
         )
     if MERGED[kind] == "LTMViT" and "scope" in merger:
         raise ValueError(
-            f"scope={merger['scope']!r} is for Swin: a ViT's tokens stay merged from the block "
+            f"scope={merger['scope']!r} is not for a ViT: its tokens stay merged from the block "
             "merge_at to the last; leave scope out, and choose that block with merge_at"
         )
     backbone.type = MERGED[kind]

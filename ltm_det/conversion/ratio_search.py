@@ -1,10 +1,10 @@
 """Ratios from a budget: what merging each unit of a backbone does to its maps and costs, and which
 units to merge how far.
 
-A unit is what gets its ratio in one piece: a stage of a Swin, or a block of it, or a whole ViT with
-its one merge point. Each unit is measured alone, all others dense, and their errors and savings
-are taken to add up, which turns the choice into a multiple-choice knapsack. What the whole choice
-then really costs is counted, see :func:`meet_budget`.
+A unit is what gets its ratio in one piece: a stage (of MobileViT: a transformer), or a block of it,
+or a whole ViT with its one merge point. Each unit is measured alone, all others dense, and their
+errors and savings are taken to add up, which turns the choice into a multiple-choice knapsack. What
+the whole choice then really costs is counted, see :func:`meet_budget`.
 
 Shapes: B images, C channels, H x W grid.
 """
@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ltm_det.backbones import LTMSwin, LTMViT
+from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from ltm_det.measure.timing import time_models
 from ltm_det.merging import check_ratio, kept_side, kept_tokens, ratio_schedule
+from ltm_det.merging.schedule import DenseBlocks
 
 EXACT = 100_000  # combinations up to which costs are taken as they are, not on a grid
 GRID = 10_000  # steps of the grid, between the least and the most that all units cost
 DENSE = "dense"
 
-Ratios = dict[Any, float]  # of the merged blocks: by (stage, block) in a Swin, by block in a ViT
+Ratios = dict[Any, float]  # of the merged blocks: by (stage, block), or by block in a ViT
 Label = tuple[str, str]  # of a unit and of one of its choices
 
 
@@ -134,12 +135,12 @@ def meet_budget(
 def space_of(
     dense: nn.Module, merger: Mapping[str, Any], ratios: Sequence[float], unit: str = "stage"
 ) -> Space:
-    """The choices of a dense backbone, a LTMSwin or LTMViT.
+    """The choices of a dense backbone of ours.
 
-    - Swin, unit 'stage': a stage is dense, or has one of the ratios in the blocks that the
+    - Stages, unit 'stage': a stage is dense, or has one of the ratios in the blocks that the
       merger's ``dense_blocks`` leaves to merging.
-    - Swin, unit 'block': in stage scope, a stage merges from some block to its end, so there are no
-      refresh points; in block scope every block has its own ratio. ``dense_blocks`` has no say.
+    - Stages, unit 'block': in stage scope, a stage merges from some block to its end, so there are
+      no refresh points; in block scope every block has its own ratio. ``dense_blocks`` has no say.
     - ViT: one merge point, before any block.
 
     Ratios at which a window keeps as many tokens as at an earlier one, or all, are left out.
@@ -155,12 +156,12 @@ def space_of(
         ValueError: On a ratio outside (0, 1], or if nothing can be merged.
     """
     own = {k: v for k, v in merger.items() if k not in ("compression_ratio", "merge_at")}
-    if isinstance(dense, LTMSwin):
-        space = _swin_space(dense, own, [check_ratio(r) for r in ratios], unit)
+    if isinstance(dense, (LTMSwin, LTMMobileViT, LTMEfficientViT)):
+        space = _staged_space(dense, own, [check_ratio(r) for r in ratios], unit)
     elif isinstance(dense, LTMViT):
         space = _vit_space(dense, own, [check_ratio(r) for r in ratios])
     else:
-        raise TypeError(f"the backbone is a {type(dense).__name__}: give a Swin or a LTMViT")
+        raise TypeError(f"the backbone is a {type(dense).__name__}: give one of ours")
     units = {name: choices for name, choices in space.units.items() if len(choices) > 1}
     if not units:
         raise ValueError(
@@ -170,10 +171,10 @@ def space_of(
     return space._replace(units=units)
 
 
-def _swin_space(dense: LTMSwin, own: dict[str, Any], ratios: list[float], unit: str) -> Space:
-    depths = [len(stage.blocks) for stage in dense.stages]
-    window, by_stage = dense.stages[0].window, own.get("scope", "stage") == "stage"
-    dense_blocks = own.pop("dense_blocks", None)
+def _staged_space(dense: Any, own: dict[str, Any], ratios: list[float], unit: str) -> Space:
+    depths, window, dense_blocks = merging_depths(dense)
+    by_stage = own.get("scope", "stage") == "stage"
+    dense_blocks = own.pop("dense_blocks", dense_blocks)
     if by_stage:
         ratios = _distinct(ratios, window, lambda ratio: kept_side(ratio, window))
     else:
@@ -206,6 +207,14 @@ def _swin_space(dense: LTMSwin, own: dict[str, Any], ratios: list[float], unit: 
         return dict(own, compression_ratio=stages, dense_blocks=0)
 
     return Space(units, merger)
+
+
+def merging_depths(dense: nn.Module) -> tuple[list[int], int, DenseBlocks]:
+    """Of a backbone of stages: blocks of each one that merges, the window, and which blocks stay
+    dense where the merger says nothing of it."""
+    if isinstance(dense, LTMSwin):
+        return [len(stage.blocks) for stage in dense.stages], dense.stages[0].window, None
+    return dense.depths, dense.window, 0
 
 
 def _vit_space(dense: LTMViT, own: dict[str, Any], ratios: list[float]) -> Space:

@@ -15,7 +15,7 @@ from mmdet.models.layers.transformer.utils import AdaptivePadding
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ltm_det.backbones import LTMSwin, LTMViT
+from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from ltm_det.basics.files import whole_set
 from ltm_det.deploy.runtime import DTYPE, package
 
@@ -37,9 +37,12 @@ def sample_size(backbone: nn.Module) -> tuple[int, int]:
     elif isinstance(backbone, LTMViT):
         patch = pixels = backbone.patch_embed.patch_size[0]
         window = backbone.window
+    elif isinstance(backbone, (LTMMobileViT, LTMEfficientViT)):
+        patch, window = 2, backbone.window  # convolutions halve the map
+        pixels = backbone.strides[-1] * (2 if isinstance(backbone, LTMMobileViT) else 1)
     else:
         name = type(backbone).__name__
-        raise ValueError(f"{name} is not exported for any size: LTMSwin and LTMViT are")
+        raise ValueError(f"{name} is not exported for any size: LTMSwin, LTMViT and others are")
     return pixels * (window + 1) + patch - 1, pixels * (2 * window + 1) + patch - 1
 
 

@@ -13,6 +13,7 @@ from ltm_det.detectors.lean import LEAN, LeanRPNHead, Recipe
 from ltm_det.detectors.masks import FastFCNMaskHead
 from ltm_det.detectors.regions import FastRoIExtractor
 from ltm_det.detectors.rpn import FastRPNHead
+from ltm_det.detectors.ssd import PredictingSSDHead
 
 __all__ = [
     "FAST",
@@ -27,6 +28,7 @@ __all__ = [
     "FastRoIExtractor",
     "FastStandardRoIHead",
     "LeanRPNHead",
+    "PredictingSSDHead",
     "Recipe",
     "check_lean",
     "use_fast_convolutions",

@@ -11,6 +11,8 @@ from typing import Any
 from mmdet.registry import DATASETS, MODELS
 from mmengine.registry import OPTIMIZERS
 
+from ltm_det.backbones.efficientvit import arguments as efficientvit
+from ltm_det.backbones.mobilevit import arguments as mobilevit
 from ltm_det.basics.arguments import arguments_of, nearest
 from ltm_det.basics.errors import InputError
 
@@ -19,6 +21,11 @@ Part = Mapping[str, Any]
 EXPANSION = {18: 1, 34: 1, 50: 4, 101: 4, 152: 4}
 RESNETS = ("ResNet", "ResNetV1d", "ResNeXt")
 SWINS = ("SwinTransformer", "LTMSwin")
+# Sizes by the name of a model, and which of them are channels.
+MOBILE = {
+    "LTMMobileViT": (mobilevit.ARCHS, "channels"),
+    "LTMEfficientViT": (efficientvit.ARCHS, "widths"),
+}
 EXTRACTORS = ("SingleRoIExtractor", "FastRoIExtractor")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
@@ -86,10 +93,15 @@ def backbone_channels(backbone: Part) -> list[int] | None:
             return [value_of(backbone, "embed_dims", kind) * 2**i for i in outs]
         if kind == "LTMViT":
             return [value_of(backbone, "embed_dims", kind)]
+        if kind in MOBILE:
+            arch, (archs, channels) = value_of(backbone, "arch", kind), MOBILE[kind]
+            widths = (archs[arch] if isinstance(arch, str) else arch)[channels]
+            widths = widths[1:] if kind == "LTMEfficientViT" else widths  # the stem's
+            return [widths[i] for i in value_of(backbone, "out_indices", kind)]
         if kind in RESNETS:
             base = backbone.get("base_channels", 64) * EXPANSION[backbone["depth"]]
             return [base * 2**i for i in outs]
-    except (TypeError, KeyError):  # what the backbone itself refuses
+    except (TypeError, KeyError, IndexError):  # what the backbone itself refuses
         return None
     return None
 
@@ -98,7 +110,12 @@ def check_image(model: Part) -> None:
     """Channels of the images, as normalised and as the backbone takes them."""
     mean = (model.get("data_preprocessor") or {}).get("mean")
     backbone = model["backbone"]
-    if not isinstance(mean, Sequence) or kind_of(backbone) not in (*SWINS, *RESNETS, "LTMViT"):
+    if not isinstance(mean, Sequence) or kind_of(backbone) not in (
+        *SWINS,
+        *RESNETS,
+        "LTMViT",
+        *MOBILE,
+    ):
         return
     given = backbone.get("in_channels", 3)
     if len(mean) not in (1, given):

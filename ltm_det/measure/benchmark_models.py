@@ -2,7 +2,7 @@
 
 'dense' is the config's backbone without its merger, 'merged' the one with it; a merger's name is
 another merger in the same places, at the same ratios; and there are the Swin Transformers of mmdet,
-timm and torchvision, or for a ViT that of timm in ViTDet's layout.
+timm and torchvision, or for a ViT that of timm in ViTDet's layout, or the model of timm itself.
 """
 
 import copy
@@ -14,7 +14,7 @@ from torch import nn
 
 from ltm_det.backbones.common.weights import share_weights
 from ltm_det.basics.finite import worst
-from ltm_det.measure import peers
+from ltm_det.measure import mobile_peers, peers
 from ltm_det.measure.flops import build_backbone
 from ltm_det.merging import MERGERS
 
@@ -22,8 +22,11 @@ DENSE, MERGED = "dense", "merged"
 PEERS = {  # by the type of our backbone, others' by name; the first is the base of ratios
     "LTMSwin": {"mmdet": "SwinTransformer", "timm": "TimmSwin", "torchvision": "TorchvisionSwin"},
     "LTMViT": {"timm": "TimmViTDet"},
+    "LTMMobileViT": {"timm": "TimmMobileViT"},
+    "LTMEfficientViT": {"timm": "TimmEfficientViT"},
 }
-OURS = {"SwinTransformer": "LTMSwin", "LTMSwin": "LTMSwin", "LTMViT": "LTMViT"}
+OURS = {"SwinTransformer": "LTMSwin", **{ours: ours for ours in PEERS}}
+ON_GRIDS = ("LTMEfficientViT",)  # take mergers that keep the grid alone
 OF_ANY_MERGER = ("compression_ratio", "scope", "dense_blocks", "merge_at")
 TOLERANCE = 1e-3  # of the largest number on a map
 
@@ -34,8 +37,12 @@ def known_models(cfg: Config) -> list[str]:
     Raises:
         ValueError: Its backbone is not one of ours, nor mmdet's Swin.
     """
-    own = [*PEERS[our_type(cfg)], DENSE]
-    return own if cfg.model.backbone.get("merger") is None else [*own, MERGED, *MERGERS]
+    kind = our_type(cfg)
+    own = [*PEERS[kind], DENSE]
+    if cfg.model.backbone.get("merger") is None:
+        return own
+    fit = [name for name, merger in MERGERS.items() if merger.keeps_grid or kind not in ON_GRIDS]
+    return [*own, MERGED, *fit]
 
 
 def our_type(cfg: Config) -> str:
@@ -65,7 +72,7 @@ def model_config(cfg: Config, name: str) -> Config:
         imports = dict(cfg.get("custom_imports") or {})
         names = imports.get("imports") or []
         names = [names] if isinstance(names, str) else names
-        imports["imports"] = [*names, peers.__name__]
+        imports["imports"] = [*names, peers.__name__, mobile_peers.__name__]
         cfg.custom_imports = imports
     elif name == DENSE:
         backbone.merger = None
@@ -110,7 +117,7 @@ def check_peers(models: Mapping[str, nn.Module], shape: tuple[int, int]) -> list
     """
     dense, notes = models[DENSE], []
     last = dense.strides[-1] if hasattr(dense, "strides") else dense.patch_embed.patch_size[0]
-    window = dense.stages[0].window if hasattr(dense, "stages") else dense.window
+    window = dense.window if hasattr(dense, "window") else dense.stages[0].window
     sizes = [shape, (2 * window * last,) * 2]
     for name, model in models.items():
         if name not in PEERS[type(dense).__name__]:

@@ -3,6 +3,7 @@
 All axes are in pixels of the image on disk, whatever the size at which the network reads it.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
@@ -25,6 +26,8 @@ from ltm_det.basics.files import whole
 from ltm_det.pictures.merge_views import Box, MergeView, borders, hues_apart, view_of, zoom
 from ltm_det.pictures.predictions import PANEL, enlarge
 
+# Where the name of a stage or a transformer ends in that of a merge point.
+STAGE = re.compile(r"\.(?:blocks|transformer)\.")
 INCHES = 3.6  # inches of a panel's longer side
 PIXELS = (400, 800)  # least and most of a panel's longer side: labels and tokens stay legible
 ASPECT = 1.7  # a narrower image leaves room at its sides, for titles
@@ -190,13 +193,13 @@ def merge_points_of(backbone: nn.Module, names: Sequence[str] | None = None) -> 
     if not there:
         raise MergingPictureError(
             f"this {type(backbone).__name__} merges nothing, so there is nothing to draw\n"
-            "Take the config of an LTMSwin or LTMViT with a merger, such as "
+            "Take the config of a backbone of ours with a merger, such as "
             "configs/demo_ltm_swin_maskrcnn.py, and its checkpoint"
         )
     for name in names or ():
         if name not in there:
             raise MergingPictureError(f"no merge point {name!r}: choose of {', '.join(there)}")
-    return list(names or {name.partition(".blocks.")[0]: name for name in there}.values())
+    return list(names or {STAGE.split(name)[0]: name for name in there}.values())
 
 
 def read_image(path: str | Path, at: Sequence[Point] = ()) -> np.ndarray:

@@ -4,15 +4,12 @@ Each function reads what it needs when it is called, and makes Markdown.
 """
 
 import csv
-import json
 from collections.abc import Callable
 from statistics import mean
 from typing import Any
 
-from ltm_det.studies.runs import ROOT
-
-RESULTS = ROOT / "results"
-GIGA, MIB = 1e9, 2**20
+from ltm_det.studies.mobile_pages import mobile_gmacs, mobile_times
+from ltm_det.studies.page_parts import GIGA, MIB, RESULTS, load, pair, table
 
 # Names on the pages, and files of results/flops; the first is its dense twin too.
 SWIN = {
@@ -36,6 +33,7 @@ CONFIGS += [
     for head, sizes in (("maskrcnn", "sbl"), ("cascade", "sb"))
     for size in sizes
 ]
+CONFIGS += ["mobilevit_s_maskrcnn", "mobilevit_s_ssdlite", "efficientvit_b1_maskrcnn"]
 # Detectors on the clock: what a row is of, and the file.
 DETECTORS = {
     "Mask R-CNN Swin-S, 800 x 1280": "detector_avx2",
@@ -44,16 +42,6 @@ DETECTORS = {
     "Cascade Mask R-CNN Swin-S, 800 x 1280": "detector_cascade_avx2",
     "Mask R-CNN ViT-B, 1024 x 1024": "detector_vit_avx2",
 }
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Of Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / name).read_text())
 
 
 def gmacs(name: str) -> tuple[float, float, float, float]:
@@ -84,10 +72,6 @@ def gmacs_of_configs(names: list[str] = CONFIGS) -> str:
         dense, merged, whole, less = gmacs(name)
         rows.append([f"`ltm_{name}`", pair(dense, merged), pair(whole, less)])
     return table(["config", "backbone GMACs", "detector GMACs"], rows)
-
-
-def pair(dense: float, merged: float, digits: int = 1) -> str:
-    return f"{dense:.{digits}f} to {merged:.{digits}f} ({merged / dense:.2f})"
 
 
 def timed(name: str) -> dict[str, dict[str, Any]]:
@@ -247,6 +231,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "gmacs-vit": lambda: gmacs_of_mergers("vit_b_maskrcnn", VIT),
     "gmacs-configs": gmacs_of_configs,
     "gmacs-short": lambda: gmacs_of_configs(["swin_s_maskrcnn", "swin_b_maskrcnn"] + CONFIGS[7:8]),
+    "mobile-gmacs": mobile_gmacs,
+    "mobile-times": mobile_times,
     "detector-times": detector_times,
     "detector-parts": detector_parts,
     "detector-files": detector_files,

@@ -1,4 +1,4 @@
-"""Configs of both families at random, good values and bad ones mixed, each from its seed."""
+"""Configs of all families at random, good values and bad ones mixed, each from its seed."""
 
 import math
 from random import Random
@@ -128,7 +128,44 @@ def vit(rng: Random) -> dict[str, Any]:
     return dict(type="LTMViT", merger=merger_of(rng, own), **whole, **some(rng, rest))
 
 
-FAMILIES = dict(LTMSwin=swin, LTMViT=vit)
+def convolutional(rng: Random, kind: str, arch: dict[str, Any], stages: int) -> dict[str, Any]:
+    own = dict(scope=["stage", "block"], dense_blocks=[None, 0, 1, [[0]]])
+    rest = dict(
+        in_channels=[1, 3, 4],
+        drop_path_rate=[0, 0.2, 0.9],
+        with_cp=[True, False],
+        frozen_stages=[-1, 0, 1],
+        norm_eval=[True, True, False],
+        init_cfg=[None],
+    )
+    outs = sorted(rng.sample(range(stages), rng.randint(1, stages)))
+    whole = dict(arch=arch, out_indices=tuple(outs), window_size=rng.choice([1, 2, 3, 4, 7]))
+    return dict(type=kind, merger=merger_of(rng, own), **whole, **some(rng, rest))
+
+
+def mobilevit(rng: Random) -> dict[str, Any]:
+    arch = dict(
+        stem_channels=rng.choice([4, 8]),
+        expand_ratio=rng.choice([1, 2]),
+        channels=(8, rng.choice([8, 16])),
+        strides=(1, rng.choice([1, 2])),
+        residuals=(1, rng.choice([1, 2])),
+        dims=(0, rng.choice([4, 8])),
+        depths=(0, rng.choice([1, 2])),
+    )
+    return convolutional(rng, "LTMMobileViT", arch, 2)
+
+
+def efficientvit(rng: Random) -> dict[str, Any]:
+    depths = (1, 1, 1, rng.choice([1, 2]))
+    arch = dict(widths=(8, 8, 8, rng.choice([8, 16])), depths=depths, head_dim=4, expand_ratio=2)
+    return convolutional(rng, "LTMEfficientViT", arch, 3)
+
+
+FIRST = dict(LTMSwin=swin, LTMViT=vit)
+LATER = dict(LTMEfficientViT=efficientvit, LTMMobileViT=mobilevit)
+FIRST_SEEDS = 500  # of the first families, which keep them
+FAMILIES = FIRST | LATER
 
 
 def spoil(rng: Random, cfg: dict[str, Any]) -> None:
@@ -146,7 +183,8 @@ def spoil(rng: Random, cfg: dict[str, Any]) -> None:
 def case(seed: int) -> tuple[dict[str, Any], tuple[int, int], bool]:
     """A config, the size of an image, and whether to train on it."""
     rng = Random(seed)
-    cfg = FAMILIES[rng.choice(sorted(FAMILIES))](rng)
+    families = FIRST if seed < FIRST_SEEDS else LATER
+    cfg = families[rng.choice(sorted(families))](rng)
     for _ in range(rng.choice([0, 0, 1, 1, 2])):
         spoil(rng, cfg)
     return cfg, rng.choice(SHAPES), rng.random() < 0.4
@@ -161,6 +199,16 @@ def sizes(cfg: dict[str, Any], shape: tuple[int, int]) -> list[tuple[int, ...]]:
     if cfg["type"] == "LTMViT":
         return [(cfg["embed_dims"], *(math.ceil(side / cfg["patch_size"]) for side in shape))]
     found = []
+    if cfg["type"] in LATER:
+        arch = cfg["arch"]
+        widths = arch["channels"] if "channels" in arch else arch["widths"][1:]
+        shape = tuple(math.ceil(side / 2) for side in shape)
+        for i, width in enumerate(widths):
+            stride = arch["strides"][i] if "strides" in arch else 2
+            shape = tuple(math.ceil(side / stride) for side in shape)
+            if i in cfg.get("out_indices", range(1, 9)):
+                found.append((width, *shape))
+        return found
     for i, _ in enumerate(cfg["depths"]):
         shape = tuple(math.ceil(side / cfg["strides"][i]) for side in shape)
         if i in cfg["out_indices"]:

@@ -37,9 +37,15 @@ class Family(NamedTuple):
             two spans.
         depth: Number of blocks to options that give as many, all in one stage.
         equal: Options with which tokens of an image of one colour are equal.
-        local: Options with which tokens see no further than their surroundings.
+        local: Options with which tokens see no further than their surroundings; None where some
+            attention is always global.
         unread: Options with which dense blocks do not read padding either.
         fast: Options with which the executors of the CPU serve all of a block.
+        sampled: Whether only some of the properties are looked at each time, all with slow tests.
+        once: What ends the name of a module that each block calls once.
+        executed: Whether there are executors of its blocks for the CPU.
+        gridless: Whether it takes mergers that lose the grid, as convolutions on merged tokens do
+            not; its blocks have linear layers then.
     """
 
     make: Callable[..., nn.Module]
@@ -48,9 +54,13 @@ class Family(NamedTuple):
     layouts: dict[str, dict[str, Any]]
     depth: Callable[[int], dict[str, Any]]
     equal: dict[str, Any] = {}
-    local: dict[str, Any] = {}
+    local: dict[str, Any] | None = {}
     unread: dict[str, Any] = {}
     fast: dict[str, Any] = {}
+    sampled: bool = False
+    once: str = ".norm1"
+    executed: bool = True
+    gridless: bool = True
 
     def build(self, merger: dict[str, Any] | None, **options: Any) -> nn.Module:
         """One of random weights, in evaluation mode."""

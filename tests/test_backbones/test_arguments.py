@@ -10,11 +10,14 @@ from ltm_det.backbones.common.arguments import PLACE
 from ltm_det.basics.arguments import arguments_of
 from ltm_det.basics.errors import InputError
 from ltm_det.merging import MERGERS
+from tests.test_backbones import efficientvit_cases, mobilevit_cases
 from tests.test_backbones.fuzz_cases import FAMILIES
 
 SMALL: dict[str, dict[str, Any]] = dict(
     LTMSwin=dict(embed_dims=8, depths=[2, 1], num_heads=[1, 2], strides=[4, 2], out_indices=[0, 1]),
     LTMViT=dict(embed_dims=8, depth=4, num_heads=2, patch_size=4),
+    LTMMobileViT=dict(mobilevit_cases.MINI),
+    LTMEfficientViT=dict(efficientvit_cases.MINI),
 )
 # What else we register, and what it cannot do without.
 OTHERS: dict[str, dict[str, Any]] = dict(SimpleFPN=dict(in_channels=8))
@@ -52,7 +55,7 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("SimpleFPN", "init_cfg", dict(type="Xavierr"), "init_cfg.type='Xavierr' is unknown: did you"),
     ("SimpleFPN", "num_out", 5, "SimpleFPN has no argument 'num_out': did you mean 'num_outs'"),
 ]
-# Of both families.
+# Of all families that have the argument.
 BAD += [
     (family, name, value, told)
     for family in SMALL
@@ -74,9 +77,11 @@ BAD += [
         ("init_cfg", dict(type="Pretrained"), "init_cfg: checkpoint must be a string, got None"),
         ("windowsize", 7, "has no argument 'windowsize': did you mean 'window_size'"),
     ]
+    if name in arguments_of(MODELS.get(family)) or name == "windowsize"
 ]
 # Of mergers in both families: the option that only the other family has, and flags.
-OTHERS_OPTIONS = dict(LTMSwin=("merge_at", 1, "LTMViT"), LTMViT=("scope", "block", "LTMSwin"))
+OTHERS_OPTIONS = dict.fromkeys(SMALL, ("merge_at", 1, "LTMViT"))
+OTHERS_OPTIONS["LTMViT"] = ("scope", "block", "LTMSwin")
 
 
 def build(name: str, **options: Any) -> Any:
@@ -110,6 +115,10 @@ def test_no_argument_takes_anything(name: str) -> None:
 def test_mergers_in_families(family: str, kind: str) -> None:
     own = arguments_of(MERGERS[kind]).keys() - {*PLACE}
     merger = dict(type=kind, compression_ratio=0.5)
+    if family == "LTMEfficientViT" and not MERGERS[kind].keeps_grid:
+        with pytest.raises(InputError, match="lie on no grid"):
+            build(family, merger=merger)
+        return
     build(family, merger=merger)
     for option in own:
         for value in (object(), [object()], math.nan):

@@ -9,7 +9,7 @@ import torch
 from ltm_det.basics.errors import InputError
 from tests.test_backbones.fuzz_cases import build, case, channels, finite, sizes
 
-CASES, CHUNK = 500, 50
+CASES, CHUNK = 600, 50
 
 
 def outcome(seed: int) -> bool:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from mmengine.runner import load_checkpoint
 
-from ltm_det.backbones import LTMSwin, LTMViT
+from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from ltm_det.backbones.common import weights
+from tests.test_backbones import efficientvit_cases, mobilevit_cases
 from tests.test_backbones.checkpoints import Detector, randomise
 
 SWIN = dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=4)
@@ -15,6 +16,14 @@ VIT = dict(embed_dims=16, depth=2, num_heads=2, patch_size=8, window_size=4, pre
 MODELS: dict[str, tuple[Callable, str]] = {
     "swin": (lambda n=3, **kw: LTMSwin(in_channels=n, **SWIN, **kw), "patch_embed.projection"),
     "vit": (lambda n=3, **kw: LTMViT(in_channels=n, **VIT, **kw), "patch_embed.proj"),
+    "mobilevit": (
+        lambda n=3, **kw: LTMMobileViT(in_channels=n, **mobilevit_cases.MINI, **kw),
+        "stem.conv",
+    ),
+    "efficientvit": (
+        lambda n=3, **kw: LTMEfficientViT(in_channels=n, **efficientvit_cases.MINI, **kw),
+        "stem.in_conv.conv",
+    ),
 }
 
 
@@ -71,7 +80,7 @@ def test_grey_pictures_give_what_they_gave(family) -> None:
 @pytest.mark.parametrize("family", MODELS)
 def test_channels_of_nothing_known_are_refused(family) -> None:
     build, name = MODELS[family]
-    with pytest.raises(ValueError, match=rf"{name}.weight: \(16, 4, \d, \d\) in the checkpoint"):
+    with pytest.raises(ValueError, match=rf"{name}.weight: \(\d+, 4, \d, \d\) in the checkpoint"):
         build(3).load_state_dict(build(4).state_dict())
 
 

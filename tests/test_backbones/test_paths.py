@@ -6,7 +6,7 @@ import torch
 from ltm_det import cpu
 from ltm_det.cpu import door, pieces, products
 from ltm_det.merging import MERGERS
-from tests.test_backbones.conftest import FAMILIES
+from tests.test_backbones.conftest import EXECUTED as FAMILIES
 from tests.test_backbones.harness import difference
 
 pytestmark = pytest.mark.skipif(not products.HAS_ONEDNN, reason="torch was built without oneDNN")

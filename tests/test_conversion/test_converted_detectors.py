@@ -190,7 +190,7 @@ def test_what_cannot_be_converted_is_named(tmp_path: Path) -> None:
     assert merged_config(cfg, HALF).model.backbone.type == "LTMSwin"
     with pytest.raises(ValueError, match="merges already.*give the dense detector's config"):
         merged_config(merged_config(cfg, HALF), HALF)
-    with pytest.raises(ValueError, match="scope='block' is for Swin.*merge_at"):
+    with pytest.raises(ValueError, match="scope='block' is not for a ViT.*merge_at"):
         merged_config(config("LTMViT"), dict(HALF, scope="block"))
     with pytest.raises(ValueError, match="name the checkpoint"):
         written_files(tmp_path / "a.py")

@@ -73,7 +73,7 @@ def test_default_merge_points() -> None:
     ids=["swin", "vit", "ratio 1", "foreign"],
 )
 def test_nothing_merged_is_an_error_with_a_remedy(backbone: nn.Module) -> None:
-    with pytest.raises(MergingPictureError, match="merges nothing.*\n.*LTMSwin or LTMViT"):
+    with pytest.raises(MergingPictureError, match="merges nothing.*\n.*backbone of ours"):
         merge_points_of(backbone)
 
 

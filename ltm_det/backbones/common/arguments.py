@@ -1,6 +1,6 @@
-"""What both families check of their arguments: the merger's options, and where weights start."""
+"""What all families check of their arguments: the merger's options, and where weights start."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ltm_det.basics.arguments import (
@@ -14,13 +14,20 @@ from ltm_det.basics.arguments import (
     whole,
 )
 from ltm_det.basics.errors import InputError
-from ltm_det.merging import MERGERS, build_merger, merger_options
+from ltm_det.merging import MERGERS, build_merger, merger_options, ratio_schedule
+from ltm_det.merging.schedule import DenseBlocks
 
 # Options of ``merger`` that are a family's own, and none of the merger's.
-OWN = dict(LTMSwin=("scope", "dense_blocks"), LTMViT=("merge_at",))
+OWN = dict(
+    LTMSwin=("scope", "dense_blocks"),
+    LTMViT=("merge_at",),
+    LTMMobileViT=("scope", "dense_blocks"),
+    LTMEfficientViT=("scope", "dense_blocks"),
+)
 # Those that a backbone sets for each of its mergers.
 PLACE = ("dim", "window", "tokens", "chained", "depth")
 
+SCOPES = ("block", "stage")
 LARGEST_WINDOW = 128
 
 
@@ -42,7 +49,7 @@ def options_of(merger: Mapping[str, Any], family: str) -> tuple[dict[str, Any], 
     """
     options = merger_options(merger)
     for other, names in OWN.items():
-        if taken := [name for name in names if name in options and other != family]:
+        if taken := [name for name in names if name in options and name not in OWN[family]]:
             raise InputError(
                 f"merger.{taken[0]}={options[taken[0]]!r} is of {other}, not of {family}: "
                 f"leave it out; {family} has {' and '.join(OWN[family])}"
@@ -56,6 +63,30 @@ def options_of(merger: Mapping[str, Any], family: str) -> tuple[dict[str, Any], 
     own = {key: options.pop(key) for key in ("compression_ratio", *OWN[family]) if key in options}
     build_merger(dim=1, window=1, tokens=1, **options)
     return own, options
+
+
+def parse_stages(
+    family: str,
+    merger: Mapping[str, Any] | None,
+    depths: Sequence[int],
+    dense_blocks: DenseBlocks = None,
+) -> tuple[list[list[float]], str, dict[str, Any]]:
+    """Ratios of all blocks, the scope, and the options left for the mergers themselves.
+
+    Args:
+        family: Whose merger it is.
+        merger: The backbone's argument.
+        depths: Blocks of each stage that may merge.
+        dense_blocks: Where the merger names none, see :func:`ltm_det.merging.ratio_schedule`.
+    """
+    if merger is None:
+        return [[1.0] * depth for depth in depths], "stage", {}
+    own, options = options_of(merger, family)
+    scope = own.get("scope", "stage")
+    choice(SCOPES)("scope", scope)
+    dense = own.get("dense_blocks")
+    dense = dense_blocks if dense is None else dense
+    return ratio_schedule(own["compression_ratio"], depths, dense), scope, options
 
 
 def check_start(owner: str, init_cfg: Any) -> None:

@@ -27,6 +27,8 @@ class MergePoint(NamedTuple):
         grid: Their map.
         stride: Pixels between neighbouring tokens.
         shift: By how many tokens the map is rolled back.
+        sequences: Maps of an image: of MobileViT one for each pixel of its patches, B * sequences
+            in the place of B.
     """
 
     tokens: Tensor
@@ -34,14 +36,17 @@ class MergePoint(NamedTuple):
     grid: WindowGrid
     stride: float
     shift: int = 0
+    sequences: int = 1
 
     def merged_map(self) -> Tensor:
         """The merged tokens X~ = G^T Z on the full map, (B, C, H, W), as G lays them out.
 
-        Z are the layer-normed tokens, as the mask module reads them and the next layer does.
+        Z are the layer-normed tokens, as the mask module reads them and the next layer does. Of
+        several maps of an image it is the mean.
         """
         z = F.layer_norm(self.tokens, self.tokens.shape[-1:])
-        return self.to_map(self.merging.unmerge(self.merging.merge(z)))
+        maps = self.to_map(self.merging.unmerge(self.merging.merge(z)))
+        return maps if self.sequences == 1 else maps.unflatten(0, (-1, self.sequences)).mean(1)
 
     def to_map(self, tokens: Tensor) -> Tensor:
         """(B, W, N, C) to (B, C, H, W); padded tokens are cut off."""
@@ -55,7 +60,7 @@ class MergeWatch:
     A context manager: hooks are there inside, and :attr:`seen` has the points of the latest pass.
 
     Args:
-        backbone: LTMSwin or LTMViT.
+        backbone: One of ours.
         names: Points to watch. None: all at which the backbone merges.
 
     Raises:
@@ -66,8 +71,8 @@ class MergeWatch:
     def __init__(self, backbone: nn.Module, names: Iterable[str] | None = None) -> None:
         if not hasattr(backbone, "mergers_by_point"):
             raise TypeError(
-                f"{type(backbone).__name__} has no merge points: use LTMSwin or LTMViT, for a "
-                "dense backbone with merger=None"
+                f"{type(backbone).__name__} has no merge points: use LTMSwin or another of ours, "
+                "for a dense backbone with merger=None"
             )
         mergers = backbone.mergers_by_point()
         points = mergers or backbone.dense_points()
@@ -110,7 +115,8 @@ class MergeWatch:
         self._see(name, args[0], output[0], self.backbone.shift_at(name))
 
     def _see_dense(self, name: str, module: nn.Module, args: tuple) -> None:
-        self._see(name, args[0], NO_MERGING)
+        tokens_of = getattr(self.backbone, "tokens_of", lambda x: x)
+        self._see(name, tokens_of(args[0]), NO_MERGING)
 
     def _see(self, name: str, tokens: Tensor, merging: Merging, shift: int = 0) -> None:
         if self._image_size is None:  # a checkpointed block, recomputed in the backward pass
@@ -118,4 +124,5 @@ class MergeWatch:
         grid, stride = self.backbone.grid_at(name, self._image_size)
         if tokens.ndim == 3:  # (B, T + L, C)
             tokens = grid.partition(tokens[:, tokens.shape[1] - grid.height * grid.width :])
-        self.seen[name] = MergePoint(tokens, merging, grid, stride, shift)
+        sequences = getattr(self.backbone, "sequences", 1)
+        self.seen[name] = MergePoint(tokens, merging, grid, stride, shift, sequences)

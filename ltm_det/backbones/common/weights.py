@@ -34,11 +34,11 @@ class AccountedLoading:
 
     Attributes:
         family: How checkpoints are read.
-        pretrain_grid: (h, w) of the patches for which there are absolute positions.
+        pretrain_grid: (h, w) of the patches for which there are absolute positions, if any.
     """
 
     family: Family
-    pretrain_grid: tuple[int, int]
+    pretrain_grid: tuple[int, int] | None = None
 
     def init_weights(self) -> None:
         """From scratch, or from init_cfg: type='Pretrained', checkpoint[, prefix, drop_mergers]."""

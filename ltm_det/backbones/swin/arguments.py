@@ -1,15 +1,13 @@
-"""LTMSwin's arguments: what they have to be, and what they say of merging."""
+"""LTMSwin's arguments: what they have to be."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from ltm_det.backbones.common.arguments import check_start, options_of, window
-from ltm_det.basics.arguments import choice, flag, many, number, optional, size, text, whole
+from ltm_det.backbones.common.arguments import check_start, window
+from ltm_det.basics.arguments import flag, many, number, optional, size, text, whole
 from ltm_det.basics.errors import InputError
 from ltm_det.compat.layers import check_activation, check_norm
-from ltm_det.merging import ratio_schedule
 
-SCOPES = ("block", "stage")
 # Of mmdet's SwinTransformer, which checks next to nothing.
 RULES = dict(
     pretrain_img_size=size,
@@ -86,16 +84,3 @@ def check_stages(owner: str, args: Mapping[str, Any], named: Mapping[str, Any]) 
     check_norm(f"{owner}: norm_cfg", args["norm_cfg"], width, (2, 3, width))
     check_activation(f"{owner}: act_cfg", args["act_cfg"])
     check_start(owner, args["init_cfg"])
-
-
-def parse_merger(
-    merger: Mapping[str, Any] | None, depths: list[int]
-) -> tuple[list[list[float]], str, dict[str, Any]]:
-    """Ratios of all blocks, the scope, and the options left for the mergers themselves."""
-    if merger is None:
-        return [[1.0] * depth for depth in depths], "stage", {}
-    own, options = options_of(merger, "LTMSwin")
-    scope = own.get("scope", "stage")
-    choice(SCOPES)("scope", scope)
-    ratios = ratio_schedule(own["compression_ratio"], depths, own.get("dense_blocks"))
-    return ratios, scope, options

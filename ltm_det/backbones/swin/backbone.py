@@ -17,9 +17,10 @@ from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from ltm_det import cpu
+from ltm_det.backbones.common.arguments import parse_stages
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
-from ltm_det.backbones.swin.arguments import RULES, check_stages, parse_merger
+from ltm_det.backbones.swin.arguments import RULES, check_stages
 from ltm_det.backbones.swin.layers import GridlessSwinBlock, LTMPatchMerging, LTMSwinBlock
 from ltm_det.backbones.swin.stage import LTMSwinStage
 from ltm_det.backbones.swin.weights import SWIN
@@ -89,7 +90,7 @@ class LTMSwin(AccountedLoading, SwinTransformer):
             strides.append(strides[-1] * to_2tuple(stage.downsample.sampler.stride)[0])
         self.strides = strides
         depths = [len(stage.blocks) for stage in self.stages]
-        ratios, scope, options = parse_merger(merger, depths)
+        ratios, scope, options = parse_stages("LTMSwin", merger, depths)
         before = (block / sum(depths) for block in range(sum(depths)))
         self.stages = ModuleList(
             LTMSwinStage(stage, r, scope, options, [next(before) for _ in r])

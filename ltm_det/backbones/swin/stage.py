@@ -6,8 +6,7 @@ window, k side of the merged window, H x W grid. A stage keeps its tokens in win
 """
 
 from collections.abc import Callable, Mapping
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.utils.checkpoint as cp
@@ -15,18 +14,11 @@ from mmdet.models.backbones.swin import SwinBlockSequence
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
+from ltm_det.backbones.common.spans import merger_chain, spans_of
 from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.backbones.swin.layers import GridlessSwinBlock, LTMPatchMerging, LTMSwinBlock
 from ltm_det.cpu import Call, plain
-from ltm_det.merging import MERGERS, Merger, build_merger, kept_side, kept_tokens
-
-
-class Span(NamedTuple):
-    """Consecutive blocks ``start`` to ``stop`` - 1 that run on the same k x k tokens a window."""
-
-    start: int
-    stop: int
-    side: int
+from ltm_det.merging import MERGERS, kept_side, kept_tokens
 
 
 class LTMSwinStage(BaseModule):
@@ -118,28 +110,3 @@ class LTMSwinStage(BaseModule):
 
     def extra_repr(self) -> str:
         return f"window={self.window}, kept tokens of {self.window**2} in each block={self.kept}"
-
-
-def spans_of(sides: list[int]) -> list[Span]:
-    spans, start = [], 0
-    for side, run in groupby(sides):
-        stop = start + len(list(run))
-        spans.append(Span(start, stop, side))
-        start = stop
-    return spans
-
-
-def merger_chain(
-    dim: int, window: int, tokens: list[int], options: Mapping[str, Any], depths: list[float]
-) -> list[Merger | None]:
-    """A merger for each entry of ``tokens``, None where it is all of the window's; those of equal P
-    follow on from one another."""
-    mergers, previous = [], None
-    for kept, depth in zip(tokens, depths, strict=True):
-        if kept == window**2:
-            mergers.append(None)
-            continue
-        place = dict(window=window, tokens=kept, chained=kept == previous, depth=depth)
-        mergers.append(build_merger(dim=dim, **place, **options))
-        previous = kept
-    return mergers

@@ -1,0 +1,6 @@
+"""Mask R-CNN with LTM-MobileViT-S on COCO: 3x schedule, multi-scale, AMP."""
+
+_base_ = "./mobilevit_s_maskrcnn.py"
+# In all transformers, windows of 4 x 4 patches keep 3 x 3.
+model = dict(backbone=dict(merger=dict(type="LTM", compression_ratio=0.5)))
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(merger=dict(decay_mult=0.0))))

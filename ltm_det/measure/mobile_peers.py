@@ -1,0 +1,64 @@
+"""timm's MobileViT and EfficientViT as they are, to measure ours against.
+
+They are registered under the arguments of ours, with parameters of the same names.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from timm.models.byobnet import ByobNet
+from timm.models.efficientvit_mit import EfficientVit
+from torch import Tensor, nn
+
+from ltm_det.backbones.efficientvit import arguments as efficientvit
+from ltm_det.backbones.mobilevit import arguments as mobilevit
+
+
+class TimmStages(BaseModule):
+    """timm's stem and stages. What changes no feature without training is taken and left alone.
+
+    Args:
+        network: timm's.
+        out_indices: Stages whose maps are given out.
+    """
+
+    def __init__(self, network: nn.Module, out_indices: Sequence[int]) -> None:
+        super().__init__()
+        self.stem, self.stages, self.out_indices = network.stem, network.stages, out_indices
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) to the maps (B, C_i, H_i, W_i) of ``out_indices``."""
+        x, maps = self.stem(x), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return [maps[i].contiguous() for i in self.out_indices]
+
+
+@MODELS.register_module()
+class TimmMobileViT(TimmStages):
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = "s",
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (1, 2, 3, 4),
+        **silent: Any,
+    ) -> None:
+        cfg = mobilevit.timm_config(mobilevit.sizes_of(arch))
+        super().__init__(ByobNet(cfg, num_classes=0, in_chans=in_channels), out_indices)
+
+
+@MODELS.register_module()
+class TimmEfficientViT(TimmStages):
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = "b1",
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        **silent: Any,
+    ) -> None:
+        sizes = efficientvit.sizes_of(arch)
+        network = EfficientVit(in_channels, num_classes=0, head_widths=(1, 1), **sizes)
+        super().__init__(network, out_indices)
