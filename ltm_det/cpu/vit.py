@@ -98,9 +98,11 @@ def run_block(block: Any, x: Tensor, tokens: Any, restore: Callable[[Tensor], Te
 
 
 def _unusual(x: Tensor, tokens: Any) -> bool:
-    """Whether tokens lie on no grid or are more than a map; graphs have plain operators."""
+    """Whether tokens lie on no grid, are turned or are more than a map; graphs have plain
+    operators."""
     cells = tokens.grid.height * tokens.grid.width
-    return tokens.at is not None or x.shape[1] != cells or torch.compiler.is_compiling()
+    placed = tokens.at is not None or tokens.rope is not None
+    return placed or x.shape[1] != cells or torch.compiler.is_compiling()
 
 
 def serves_block(block: Any) -> bool:

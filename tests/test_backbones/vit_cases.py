@@ -71,3 +71,7 @@ FAMILIES = {
         unread=dict(global_blocks=(0, 1, 3)),  # dense windows see zeros, as ViTDet's do
     )
 }
+
+# As DINOv3 has it: tokens turned by where they are, a SwiGLU, registers beside the map.
+ROTARY = dict(use_rel_pos=False, use_abs_pos=False, rope_base=100.0, prefix_tokens=3)
+ROTARY |= dict(mlp="swiglu", mlp_ratio=3.0, embed_dims=16, norm_eps=1e-5, final_norm=True)

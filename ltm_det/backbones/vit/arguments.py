@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ltm_det.backbones.common.arguments import options_of, window
-from ltm_det.basics.arguments import flag, number, optional, size, whole
+from ltm_det.basics.arguments import choice, flag, number, optional, size, whole
 from ltm_det.basics.errors import InputError
 from ltm_det.merging import check_ratio, kept_side
 
@@ -13,6 +13,7 @@ RULES = dict(
     depth=whole(1),
     num_heads=whole(1),
     mlp_ratio=number(above=0, most=1000),
+    mlp=choice(("gelu", "swiglu")),
     patch_size=whole(1),
     in_channels=whole(1),
     qkv_bias=flag,
@@ -21,8 +22,10 @@ RULES = dict(
     window_size=window,
     use_abs_pos=flag,
     use_rel_pos=flag,
+    rope_base=optional(number(above=1)),
     prefix_tokens=whole(),
     final_norm=flag,
+    norm_eps=number(above=0, most=1),
     init_values=optional(number(-1000, most=1000)),
     drop_rate=number(0, most=1),
     attn_drop_rate=number(0, most=1),
@@ -37,6 +40,7 @@ def check_sizes(
     depth: int,
     num_heads: int,
     mlp_ratio: float,
+    mlp: str,
     global_blocks: Sequence[int],
     frozen_stages: int,
 ) -> None:
@@ -51,6 +55,26 @@ def check_sizes(
     if int(embed_dims * mlp_ratio) < 1:
         raise InputError(
             f"LTMViT: mlp_ratio={mlp_ratio} leaves no channel of embed_dims={embed_dims}"
+        )
+    if mlp == "swiglu" and int(embed_dims * mlp_ratio) % 2:
+        raise InputError(
+            f"LTMViT: mlp_ratio={mlp_ratio} of embed_dims={embed_dims} makes "
+            f"{int(embed_dims * mlp_ratio)} channels, half of which are a SwiGLU's gates: give a "
+            "ratio that makes an even number"
+        )
+
+
+def check_positions(head_dim: int, use_rel_pos: bool, rope_base: float | None) -> None:
+    """What positions have to be together, with D channels of a head."""
+    if rope_base is not None and use_rel_pos:
+        raise InputError(
+            f"LTMViT: rope_base={rope_base} and use_rel_pos=True: attention has one kind of "
+            "positions: set use_rel_pos=False, or rope_base=None"
+        )
+    if rope_base is not None and head_dim % 4:
+        raise InputError(
+            f"LTMViT: rope_base={rope_base} needs heads of a multiple of 4 channels, for sine and "
+            f"cosine of rows and columns, got embed_dims / num_heads={head_dim}"
         )
 
 

@@ -22,22 +22,31 @@ from ltm_det import cpu
 from ltm_det.backbones.common.arguments import check_start
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
-from ltm_det.backbones.vit.arguments import RULES, check_sizes, grid_of, parse_merger
+from ltm_det.backbones.vit.arguments import (
+    RULES,
+    check_positions,
+    check_sizes,
+    grid_of,
+    parse_merger,
+)
 from ltm_det.backbones.vit.layers import (
+    MLPS,
     GlobalAttention,
     LTMViTBlock,
     TokenMap,
     WindowAttention,
     keep,
 )
+from ltm_det.backbones.vit.merge_points import ViTMergePoints
+from ltm_det.backbones.vit.positions import RotaryPositions
 from ltm_det.backbones.vit.weights import VIT
 from ltm_det.basics.arguments import checked
 from ltm_det.cpu import Call
-from ltm_det.merging import Merger, build_merger
+from ltm_det.merging import build_merger
 
 
 @MODELS.register_module()
-class LTMViT(AccountedLoading, BaseModule):
+class LTMViT(ViTMergePoints, AccountedLoading, BaseModule):
     """Plain ViT with windowed and global blocks, and learnable token merging.
 
     Before block ``merge_at`` the tokens of every window are merged, and stay so to the last block:
@@ -49,7 +58,8 @@ class LTMViT(AccountedLoading, BaseModule):
         embed_dims: C.
         depth: Number of blocks.
         num_heads: Heads of each block's attention.
-        mlp_ratio: Width of the MLP over C.
+        mlp_ratio: Width of the MLP's first layer over C; a SwiGLU's is gates and values together.
+        mlp: 'gelu', or 'swiglu' as of the largest DINOv2 and the "plus" sizes of DINOv3.
         patch_size: Pixels of a patch's side.
         in_channels: Of the image.
         qkv_bias: Whether query, key and value have a bias.
@@ -61,10 +71,13 @@ class LTMViT(AccountedLoading, BaseModule):
             quarter, as in ViTDet; () for none, range(depth) for all.
         use_abs_pos: Whether there are absolute positions.
         use_rel_pos: Whether attention has decomposed relative positions.
+        rope_base: Base of DINOv3's rotary positions, 100 there; None for none. They are read where
+            tokens are: a merged one's place is the mean of its sources'.
         prefix_tokens: T, tokens kept beside the map. 0 leaves a checkpoint's class token out, as
             ViTDet does; 1 keeps it, more also distillation and register tokens. Only global blocks
             let them exchange anything with the map.
         final_norm: Whether the map is normalised at the exit.
+        norm_eps: Of all layer norms; 1e-5 in DINOv3.
         init_values: Start of the layer scale, or None for no layer scale.
         drop_rate, attn_drop_rate: Dropout of features and of attention.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from the first.
@@ -97,6 +110,7 @@ class LTMViT(AccountedLoading, BaseModule):
         depth: int = 12,
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
+        mlp: str = "gelu",
         patch_size: int = 16,
         in_channels: int = 3,
         qkv_bias: bool = True,
@@ -106,8 +120,10 @@ class LTMViT(AccountedLoading, BaseModule):
         global_blocks: Sequence[int] | None = None,
         use_abs_pos: bool = True,
         use_rel_pos: bool = False,
+        rope_base: float | None = None,
         prefix_tokens: int = 0,
         final_norm: bool = False,
+        norm_eps: float = 1e-6,
         init_values: float | None = None,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -120,7 +136,8 @@ class LTMViT(AccountedLoading, BaseModule):
         super().__init__(init_cfg)
         if global_blocks is None:  # a quarter of less than one block has none
             global_blocks = sorted({depth * quarter // 4 - 1 for quarter in range(1, 5)} - {-1})
-        check_sizes(embed_dims, depth, num_heads, mlp_ratio, global_blocks, frozen_stages)
+        check_sizes(embed_dims, depth, num_heads, mlp_ratio, mlp, global_blocks, frozen_stages)
+        check_positions(embed_dims // num_heads, use_rel_pos, rope_base)
         check_start("LTMViT", init_cfg)
         self.window = window_size
         self.with_cp = with_cp
@@ -137,9 +154,12 @@ class LTMViT(AccountedLoading, BaseModule):
         if prefix_tokens:
             self.prefix_tokens = nn.Parameter(torch.zeros(1, prefix_tokens, embed_dims))
         self.pos_drop = nn.Dropout(drop_rate)
+        self.rope_embed = None
+        if rope_base is not None:
+            self.rope_embed = RotaryPositions(embed_dims // num_heads, rope_base)
 
-        norm = partial(nn.LayerNorm, eps=1e-6)
-        drops = torch.linspace(0, drop_path_rate, depth).tolist()
+        norm = partial(nn.LayerNorm, eps=norm_eps)
+        drops = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = ModuleList()
         for i in range(depth):
             attention, size = WindowAttention, to_2tuple(window_size)
@@ -159,6 +179,7 @@ class LTMViT(AccountedLoading, BaseModule):
                     num_heads,
                     attn,
                     mlp_ratio=mlp_ratio,
+                    **MLPS[mlp],
                     proj_drop=drop_rate,
                     init_values=init_values,
                     drop_path=drops[i],
@@ -200,7 +221,7 @@ class LTMViT(AccountedLoading, BaseModule):
         if self.prefix_tokens is not None:
             x = torch.cat([self.prefix_tokens.expand(x.shape[0], -1, -1), x], dim=1)
         call = cpu.choose(self.executors, x)
-        x, tokens, restore = self.pos_drop(x), TokenMap(grid, grid), keep
+        x, tokens, restore = self.pos_drop(x), TokenMap(grid, grid).turned(self.rope_embed, x), keep
         for i, block in enumerate(self.blocks):
             if i in self.sides:
                 x, tokens, restore = self._merge(call, i, x, tokens, restore)
@@ -208,42 +229,6 @@ class LTMViT(AccountedLoading, BaseModule):
             x = self._run(call, block, x, tokens, restore if last else keep)
         x = self.norm(x[:, self.num_prefix :])
         return [x.transpose(1, 2).unflatten(2, hw).contiguous()]
-
-    def mergers_by_point(self) -> dict[str, Merger]:
-        """The mergers, by the name of their merge point, see :class:`MergePoint`."""
-        return {f"blocks.{block}": merger for block, merger in self.mergers.items()}
-
-    def dense_points(self) -> dict[str, nn.Module]:
-        """What reads the tokens first at each merge point that a merger could have."""
-        return {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
-
-    def shift_at(self, name: str) -> int:
-        """By how many tokens the map is rolled back at a merge point: windows never shift."""
-        return 0
-
-    def grid_at(self, name: str, image_size: tuple[int, int]) -> tuple[WindowGrid, float]:
-        """The map at a merge point for images of h x w pixels, and the pixels of a token."""
-        patch = self.patch_embed.patch_size
-        grid = WindowGrid(-(-image_size[0] // patch[0]), -(-image_size[1] // patch[1]), self.window)
-        sides = [k for block, k in self.sides.items() if block < int(name.split(".")[1])]
-        for side in sides:
-            grid = grid.shrunk(side)
-        return grid, patch[0] * self.window / grid.window
-
-    def grid_of_block(self, name: str, image_size: tuple[int, int]) -> WindowGrid:
-        """The map that a block runs on for images of h x w pixels.
-
-        Raises:
-            ValueError: There is no such block, or its tokens lie on no grid.
-        """
-        if not isinstance(self.get_submodule(name), LTMViTBlock):
-            raise ValueError(f"{name!r} is no block: give one such as 'blocks.11'")
-        index = int(name.split(".")[1])
-        mergers = [m for block, m in self.mergers.items() if int(block) <= index]
-        if not all(merger.keeps_grid for merger in mergers):
-            raise ValueError(f"the merged tokens of {name!r} lie on no grid: choose one before")
-        grid, _ = self.grid_at(name, image_size)
-        return grid.shrunk(self.sides[index]) if index in self.sides else grid
 
     def _merge(
         self, call: Call, block: int, x: Tensor, tokens: TokenMap, restore: Callable[..., Tensor]
@@ -257,6 +242,7 @@ class LTMViT(AccountedLoading, BaseModule):
         prefix, x = x.split([self.num_prefix, x.shape[1] - self.num_prefix], dim=1)
         merger, side = self.mergers[str(block)], self.sides[block]
         merging, merged = tokens.merged(x, merger, side, self.blocks[block], call)
+        merged = merged.turned(self.rope_embed, x)
         y0 = merging.merge(x)
 
         def restore_here(y: Tensor) -> Tensor:

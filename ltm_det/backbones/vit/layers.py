@@ -5,18 +5,23 @@ C channels, nH heads, D = C / nH, M side of the dense window, k side of the merg
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
+from timm.layers import Attention, SwiGLUPacked
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ltm_det.backbones.common.attention import attend
 from ltm_det.backbones.common.cues import attention_cues
 from ltm_det.backbones.common.windows import WindowGrid
-from ltm_det.backbones.vit.positions import position_bias, relative_embedding
+from ltm_det.backbones.vit.positions import (
+    RotaryPositions,
+    position_bias,
+    relative_embedding,
+    rotated,
+)
 from ltm_det.cpu import Call, plain
 from ltm_det.merging import SHUT, Cues, Merger, Merging
 
@@ -30,7 +35,9 @@ class TokenMap(NamedTuple):
         key_bias: (W, k * k) or (B, W, k * k), added to the attention logits of each key; shuts out
             tokens that nothing was merged into. None for nothing.
         at: (B, W, k * k, 2), row and column of each token within its window, in dense tokens, where
-            merging kept no grid; the map's order says nothing then. None: the grid's cells.
+            merging kept no grid, so that the map's order says nothing, or there are rotary
+            positions. None: the grid's cells.
+        rope: (B or 1, W, k * k, 2 * D), see :class:`.positions.RotaryPositions`, or None.
         size: (B, W, k * k), of the mergers that keep it, see :class:`ltm_det.merging.Merging`.
     """
 
@@ -39,6 +46,7 @@ class TokenMap(NamedTuple):
     key_bias: Tensor | None = None
     at: Tensor | None = None
     size: Tensor | None = None
+    rope: Tensor | None = None
 
     @property
     def spacing(self) -> float:
@@ -66,7 +74,7 @@ class TokenMap(NamedTuple):
             cues = reader.cues(x, self, merger.reads)
         windows, _ = call(merger, tokens, None, valid, cues)
         at = None
-        if not merger.keeps_grid:
+        if not merger.keeps_grid or self.rope is not None:
             at = windows.mean_of(self.places(x).expand(*tokens.shape[:2], -1, -1))
         merging = Merging(
             merge=lambda x: there.reverse(windows.merge(here.partition(x))),
@@ -85,11 +93,21 @@ class TokenMap(NamedTuple):
         line = torch.arange(self.grid.window, device=x.device, dtype=x.dtype)
         return torch.cartesian_prod(line, line) * self.spacing + (self.spacing - 1) / 2
 
-    def places_on_map(self) -> Tensor:
-        """(B, W, k * k, 2), ``at`` on the whole map."""
-        rows = torch.arange(self.dense.rows, device=self.at.device) * self.dense.window
-        columns = torch.arange(self.dense.columns, device=self.at.device) * self.dense.window
-        return self.at + torch.cartesian_prod(rows, columns)[:, None]
+    def places_on_map(self, x: Tensor) -> Tensor:
+        """(B or 1, W, k * k, 2), see ``at``, on the whole map; in the dtype of x at least."""
+        rows = torch.arange(self.dense.rows, device=x.device) * self.dense.window
+        columns = torch.arange(self.dense.columns, device=x.device) * self.dense.window
+        windows = torch.cartesian_prod(rows, columns)[:, None]
+        at = self.places(x).to(x.dtype) + windows
+        return at.reshape(-1, *windows.shape[:1], self.grid.window**2, 2)
+
+    def turned(self, rope: RotaryPositions | None, x: Tensor) -> "TokenMap":
+        """The map with rotary positions of its tokens, where the backbone has any."""
+        if rope is None:
+            return self
+        full = x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
+        places = self.places_on_map(full)
+        return self._replace(rope=rope(places, (self.dense.height, self.dense.width)))
 
 
 class Place(NamedTuple):
@@ -100,12 +118,14 @@ class Place(NamedTuple):
         lengths: How many dense tokens its height and its width stand for.
         spacing: Distance of neighbouring cells, in dense tokens.
         at: (B, L, 2), row and column of tokens that lie on no grid, in dense tokens, or None.
+        rope: (B or 1, 1, L, 2 * D), by which queries and keys are turned, or None.
     """
 
     cells: tuple[int, int]
     lengths: tuple[int, int]
     spacing: float
     at: Tensor | None = None
+    rope: Tensor | None = None
 
 
 class RelPosAttention(Attention):
@@ -149,6 +169,8 @@ class RelPosAttention(Attention):
         """
         q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)  # each (B, nH, T + L, D)
+        if place.rope is not None:
+            q, k = rotated(q, place.rope), rotated(k, place.rope)
         if self.use_rel_pos and place.at is not None:
             bias = self.scattered_bias(q, place.at, place.lengths)
             mask = bias if mask is None else bias + mask
@@ -207,8 +229,9 @@ class GlobalAttention(RelPosAttention):
             key_bias = grid.reverse(key_bias).squeeze(-1)  # (B, L)
             mask = F.pad(key_bias, (x.shape[1] - key_bias.shape[1], 0))[:, None, None]
         cells, lengths = (grid.height, grid.width), (dense.height, dense.width)
-        at = None if tokens.at is None else grid.reverse(tokens.places_on_map())
-        return Place(cells, lengths, tokens.spacing, at), mask
+        at = None if tokens.at is None else grid.reverse(tokens.places_on_map(x))
+        rope = None if tokens.rope is None else grid.reverse(tokens.rope)[:, None]
+        return Place(cells, lengths, tokens.spacing, at, rope), mask
 
 
 class WindowAttention(RelPosAttention):
@@ -238,12 +261,22 @@ class WindowAttention(RelPosAttention):
             mask = tokens.key_bias.expand(windows.shape[:-1]).flatten(0, 1)[:, None, None]
         cells, lengths = (grid.window, grid.window), (window, window)
         at = None if tokens.at is None else tokens.at.flatten(0, 1)
-        return Place(cells, lengths, tokens.spacing, at), mask
+        rope = tokens.rope
+        if rope is not None:
+            rope = rope.expand(len(windows), -1, -1, -1).flatten(0, 1)[:, None]
+        return Place(cells, lengths, tokens.spacing, at, rope), mask
 
 
 def keep(x: Tensor) -> Tensor:
     """Restores nothing."""
     return x
+
+
+# What timm's block makes its MLP of.
+MLPS: dict[str, dict[str, Any]] = {
+    "gelu": {},
+    "swiglu": dict(mlp_layer=SwiGLUPacked, act_layer=nn.SiLU),
+}
 
 
 class LTMViTBlock(Block):

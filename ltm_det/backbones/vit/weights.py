@@ -5,7 +5,8 @@ How they are loaded and accounted for: :mod:`ltm_det.backbones.common.weights`,
 
 Sources of the facts: timm/models/vision_transformer.py and deit.py (order and positions of the
 tokens beside the map), models_mae.py of facebookresearch/mae, vision_transformer.py and utils.py of
-facebookresearch/dino and dinov2, modeling/backbone/vit.py and utils.py of detectron2 and
+facebookresearch/dino and dinov2, timm/models/eva.py (DINOv3's names, its own and timm's, and biases
+of queries and values alone), modeling/backbone/vit.py and utils.py of detectron2 and
 projects/ViTDet of mmdet (a class position without a class token, relative positions),
 mmpretrain/models/backbones/vision_transformer.py (names).
 
@@ -30,17 +31,25 @@ TOKENS = ("cls_token", "dist_token", "reg_token")
 PREFIX = "prefix_tokens"
 POS_EMBED = "pos_embed"
 PATCH_EMBED = "patch_embed.proj.weight"
+PERIODS = "rope_embed.periods"
 REL_POS = re.compile(r"\.attn\.rel_pos_[hw]$")
 # The first rows of a checkpoint's pos_embed where they are no patches', set apart under this name.
 POSITIONS = "pos_embed[:, :{}]"
 # Only in pretraining: classifiers' heads and pooling, what masks patches, MAE's decoder.
 PRETRAINING_ONLY = re.compile(
-    r"^(?:head|head_dist|fc_norm|pre_logits|attn_pool|decoder_\w+|mask_token|masked_embed)(?:\.|$)"
+    r"^(?:head|head_dist|fc_norm|pre_logits|attn_pool|decoder_\w+|mask_token|masked_embed"
+    r"|local_cls_norm)(?:\.|$)"
 )
 _BLOCK = re.compile(r"^blocks\.\d+\.attn\.qkv\.weight$")
+# Linear layers that others have in two, and we in one: the first of each, and the second.
+GATES = (".mlp.fc1_g.", ".mlp.fc1_x.", ".mlp.fc1.")
 _RENAMES = (
-    (re.compile(r"^register_tokens$"), "reg_token"),  # DINOv2
-    (re.compile(r"\.gamma_([12])$"), r".ls\1.gamma"),  # DeiT-3
+    (re.compile(r"^(?:register|storage)_tokens$"), "reg_token"),  # DINOv2, DINOv3
+    (re.compile(r"\.mlp\.w12\."), ".mlp.fc1."),  # DINOv2's SwiGLU; DINOv3's is in two
+    (re.compile(r"\.mlp\.w1\."), ".mlp.fc1_g."),
+    (re.compile(r"\.mlp\.w2\."), ".mlp.fc1_x."),
+    (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
+    (re.compile(r"\.gamma_([12])$"), r".ls\1.gamma"),  # DeiT-3, timm's DINOv3
     # MMPretrain, where the norm after average pooling is ln2.
     (re.compile(r"^layers\."), "blocks."),
     (re.compile(r"^(?:ln|norm)1\."), "norm."),
@@ -56,7 +65,8 @@ _RENAMES = (
 class ViTFamily(Family):
     """Plain ViT. Lenient towards all weights of a backbone that are given through init_cfg.
 
-    - May be missing there: all relative positions together; they start at zero.
+    - May be missing there: all relative positions together; they start at zero. Everywhere, the
+      periods of rotary positions, which are computed; only DINOv3's own checkpoints have them.
     - May be unexpected there: what `PRETRAINING_ONLY` matches; class, distillation and register
       tokens if the model has no prefix tokens; the final norm if it has none.
     - May be unexpected everywhere: positions of tokens that are not there or not needed.
@@ -68,9 +78,9 @@ class ViTFamily(Family):
 
     name = "ViT"
     supported = (
-        "ViT, DeiT, AugReg and DeiT-3 of timm or under its names, MAE, DINO, DINOv2, detectron2's "
-        "and mmdet's ViTDet ('blocks.0.attn.qkv...'), MMPretrain's ViT ('layers.0.attn.qkv...'), "
-        "each also below 'backbone.'"
+        "ViT, DeiT, AugReg and DeiT-3 of timm or under its names, MAE, DINO, DINOv2 and DINOv3, "
+        "detectron2's and mmdet's ViTDet ('blocks.0.attn.qkv...'), "
+        "MMPretrain's ViT ('layers.0.attn.qkv...'), each also below 'backbone.'"
     )
     patch_embed = PATCH_EMBED
     remedies = {
@@ -88,6 +98,9 @@ class ViTFamily(Family):
         r"^unexpected .*\.ls[12]\.": "set init_values=1e-5, or any number.",
         r"^missing .*\.qkv\.bias$": "set qkv_bias=False.",
         r"^unexpected .*\.qkv\.bias$": "set qkv_bias=True.",
+        r"^unexpected rope_embed\.": "set rope_base=100, as in DINOv3.",
+        r"^misfit .*\.mlp\.": "set mlp='swiglu' or 'gelu', and mlp_ratio to the width of the "
+        "checkpoint's first layer, a SwiGLU's gates and values together, over embed_dims.",
     }
 
     def read(self, state: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> Source | None:
@@ -98,6 +111,7 @@ class ViTFamily(Family):
             if key in renamed:
                 raise ValueError(f"The checkpoint has {key} under two names.")
             renamed[key] = value
+        renamed = _joined(renamed)
         return Source(renamed, True) if any(_BLOCK.match(key) for key in renamed) else None
 
     def prepare(self, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,6 +148,8 @@ class ViTFamily(Family):
         return None
 
     def may_lack(self, key: str, state: Mapping[str, Tensor], lenient: bool) -> bool:
+        if key == PERIODS:
+            return True
         return lenient and bool(REL_POS.search(key)) and not any(map(REL_POS.search, state))
 
     def may_hold(self, key: str, own: Mapping[str, Tensor], lenient: bool) -> bool:
@@ -163,6 +179,7 @@ class ViTFamily(Family):
             f"qkv_bias={'blocks.0.attn.qkv.bias' in state}, "
             f"use_abs_pos={POS_EMBED in state}{patches}, "
             f"use_rel_pos={any(map(REL_POS.search, state))}, "
+            f"{'rotary positions, ' * (PERIODS in state)}"
             f"prefix_tokens={' + '.join(map(str, tokens)) or 0}, "
             f"final_norm={'norm.weight' in state}, layer scale {'blocks.0.ls1.gamma' in state}, "
             f"mask modules: {some(mergers) or 'none'}"
@@ -170,6 +187,28 @@ class ViTFamily(Family):
 
 
 VIT = ViTFamily()
+
+
+def _joined(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers in one, as ours are: gates and values of a SwiGLU; biases of queries, keys and values,
+    where there is none of keys. What is not there in whole stays, so that it is reported."""
+    joined: dict[str, Any] = {}
+    for key, value in state.items():
+        gate, other, both = GATES
+        if gate in key and (second := key.replace(gate, other)) in state:
+            joined[key.replace(gate, both)] = torch.cat([value, state[second]])
+        elif other in key and key.replace(other, gate) in state:
+            pass  # done with its gate
+        elif key.endswith(".q_bias") and (second := f"{key[: -len('q_bias')]}v_bias") in state:
+            bias = torch.cat([value, torch.zeros_like(value), state[second]])
+            joined[f"{key[: -len('q_bias')]}qkv.bias"] = bias
+        elif key.endswith(".v_bias") and f"{key[: -len('v_bias')]}q_bias" in state:
+            pass
+        elif key.endswith(".qkv.bias") and (mask := state.get(f"{key}_mask")) is not None:
+            joined[key] = torch.where(mask == 1, value, 0)  # DINOv3's own; of keys, perhaps NaN
+        elif not (key.endswith(".qkv.bias_mask") and key[: -len("_mask")] in state):
+            joined[key] = value
+    return joined
 
 
 def _not_patches(rows: int, tokens: int, patches: int) -> int:
