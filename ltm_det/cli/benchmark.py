@@ -52,6 +52,7 @@ from ltm_det.measure.benchmark_models import (
     known_models,
     model_config,
     our_type,
+    rooms_of,
 )
 from ltm_det.measure.benchmark_tables import (
     as_table,
@@ -284,7 +285,7 @@ def run(args: argparse.Namespace) -> int | None:
         )
     if args.json is not None:
         given = {key: getattr(args, key) for key in ("config", "base", "rounds", "warm_up")}
-        given |= dict(command=typed(), commit=commit(), code=code_of(), machine=place)
+        given |= dict(command=typed(), commit=commit(), code=code_of(rooms_of(cfg)), machine=place)
         write_json(args.json, given | result)
     if args.plot is not None:
         title = f"{args.config}, base {args.base}; {title}"

@@ -23,6 +23,7 @@ from ltm_det.cli.common import (
     write_json,
 )
 from ltm_det.engine import preflight
+from ltm_det.measure.benchmark_models import rooms_of
 from ltm_det.measure.code import code_of
 from ltm_det.measure.detector_memory import detector_peak
 from ltm_det.measure.detectors import known_detectors
@@ -96,18 +97,18 @@ def on_picture(cfg: Config, args: argparse.Namespace, device: str) -> int:
         )
         mib = found[name]["median_bytes"] / 2**20
         print(f"{name:16} {mib:9.1f} MiB, {peaks[0].objects} objects", flush=True)
-    write(args, device, picture=args.picture, detectors=found)
+    write(cfg, args, device, picture=args.picture, detectors=found)
     return 0
 
 
-def write(args: argparse.Namespace, device: str, **found: object) -> None:
+def write(cfg: Config, args: argparse.Namespace, device: str, **found: object) -> None:
     """The figures as JSON, where that is asked for."""
     if args.json is None:
         return
     result = dict(
         command=typed(),
         commit=commit(),
-        code=code_of(),
+        code=code_of(rooms_of(cfg)),
         config=args.config,
         torch=torch.__version__,
         device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
@@ -168,7 +169,7 @@ def run(args: argparse.Namespace) -> int | None:
     print(f"{args.config}, one image, peak memory on {device}")
     header = ["side", *sides, *["ratio"] * (len(sides) - 1)]
     print(aligned([header, *(row for s in args.sides for row in rows(s, found[s]))]))
-    write(args, device, sides={str(s): found[s] for s in args.sides})
+    write(cfg, args, device, sides={str(s): found[s] for s in args.sides})
 
 
 main = command(parse, run, preflight.PreflightError, MemoryUnknownError, ValueError)

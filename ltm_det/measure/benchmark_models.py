@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping
 
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
@@ -51,6 +52,12 @@ def our_type(cfg: Config) -> str:
     if kind not in OURS:
         raise ValueError(f"the backbone is a {kind}: there are peers of {[*OURS]}")
     return OURS[kind]
+
+
+def rooms_of(cfg: Config) -> list[str]:
+    """The rooms that a pass of the config's detector runs, without those of other families."""
+    family = MODELS.get(our_type(cfg)).__module__.split(".")[-2]
+    return ["backbones/common", f"backbones/{family}", "cpu", "detectors", "merging", "necks"]
 
 
 def model_config(cfg: Config, name: str) -> Config:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
-TIMED = ("backbones", "cpu", "detectors", "merging", "necks")  # what a pass of a detector runs
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def code_of(rooms: Sequence[str] = TIMED) -> dict[str, Any]:
+def code_of(rooms: Sequence[str]) -> dict[str, Any]:
     """What a result file keeps of the code: its ``rooms``, and a ``sha256`` of what they do.
 
     Comments, docstrings and layout are not in it.

@@ -37,7 +37,10 @@ def features_of(reference, images):
     return [x.transpose(1, 2).unflatten(2, hw)]
 
 
-@pytest.fixture(scope="module", params=SIZES)
+FULL = [pytest.param(own, marks=[pytest.mark.slow] * ("base" in own)) for own in SIZES]
+
+
+@pytest.fixture(scope="module", params=FULL)
 def full_size(request):
     """timm's ViT, and the LTMViT of the same tensors."""
     reference = timm.create_model(

@@ -28,7 +28,12 @@ def fresh_dynamo():
 SMALL = dict(depth=2, global_blocks=(0,))
 
 
-@pytest.fixture(params=MERGERS)
+SLOW = {*MERGERS} - {"dense", "LTM"}
+
+
+@pytest.fixture(
+    params=[pytest.param(own, marks=[pytest.mark.slow] * (own in SLOW)) for own in MERGERS]
+)
 def model(request):
     return build(MERGERS[request.param], depth=4)
 
@@ -56,13 +61,14 @@ def test_one_graph(model, training):
     assert_the_same(model, compiled, SIZES[0], training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "merger, training",
     [
         ("dense", True),
-        pytest.param("ToMe", False, marks=pytest.mark.slow),
-        pytest.param("LTM", False, marks=pytest.mark.slow),
-        pytest.param("LTM", True, marks=pytest.mark.slow),
+        ("ToMe", False),
+        ("LTM", False),
+        ("LTM", True),
     ],
 )
 def test_one_graph_for_all_sizes(merger, training):

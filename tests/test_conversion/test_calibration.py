@@ -169,7 +169,7 @@ def test_it_lowers_the_error_on_other_images_and_is_kept(case: str) -> None:
     assert done.after == relative_error(student, teacher, others)
 
 
-@pytest.mark.parametrize("lr", [1e3, 1e30])
+@pytest.mark.parametrize("lr", [pytest.param(1e3, marks=pytest.mark.slow), 1e30])
 def test_what_does_not_help_is_taken_back(lr: float) -> None:
     student, teacher = pair("vit")
     fit, others = images(4), images(2, seed=1)

@@ -33,6 +33,7 @@ def assert_right_for_any_batch_and_size(model: torch.nn.Module, file: Path) -> N
             assert difference(run(images), model(images)) < 1e-4, shape
 
 
+@pytest.mark.slow
 def test_one_file_is_right_for_any_batch_and_size(tmp_path: Path) -> None:
     sizes = dict(swin_cases.ONE_STAGE, depths=(2,))
     model = swin_cases.build(dict(type="Pool", dense_blocks=0), sizes=sizes)
@@ -46,7 +47,9 @@ def test_so_is_that_of_other_mergers(kind: str, merger: str, tmp_path: Path) -> 
     assert_right_for_any_batch_and_size(model, tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.05)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [("float32", 1e-5), pytest.param("bfloat16", 0.05, marks=pytest.mark.slow)]
+)
 def test_openvino_computes_in_the_dtype_of_the_file(
     dtype: str, tolerance: float, tmp_path: Path
 ) -> None:

@@ -43,7 +43,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     return Config(dict(custom_imports=dict(imports=["stand_in"]), model=dict(backbone=backbone)))
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_big_tensor_is_seen_though_the_warm_up_had_it_too(stand_in: Config, train: bool) -> None:
     assert memory.peak_memory(stand_in, (8, 12), train) >= 200 * MIB
 
