@@ -36,6 +36,7 @@ CONFIGS += [
     for head, sizes in (("maskrcnn", "sbl"), ("cascade", "sb"))
     for size in sizes
 ]
+CONFIGS += [f"dino{version}_{size}_maskrcnn" for version in ("v2", "v3") for size in "sbl"]
 # Detectors on the clock: what a row is of, and the file.
 DETECTORS = {
     "Mask R-CNN Swin-S, 800 x 1280": "detector_avx2",

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import timm
@@ -305,3 +306,21 @@ def test_the_fast_way_is_the_plain_one(merger, options, monkeypatch):
         fast = model(images)
         monkeypatch.setattr(door, "DTYPES", {})
         assert difference(fast, model(images)) < 1e-4
+
+
+TRAINED = Path(__file__).parents[3] / "shared/data/weights/dinov2_vits14_imgfocus_fp16.pth"
+
+
+@pytest.mark.skipif(not TRAINED.exists(), reason="a trained model, beside a checkout alone")
+@pytest.mark.parametrize("merger", [None, dict(LTM, merge_at=6)], ids=["dense", "merged"])
+def test_a_trained_model_loads(merger):
+    """Key by key; dense, and merged as it is."""
+    options = dict(embed_dims=384, num_heads=6, patch_size=14, pretrain_img_size=518)
+    options |= dict(prefix_tokens=1, final_norm=True, init_values=1e-5, global_blocks=range(12))
+    model = LTMViT(
+        **options, merger=merger, init_cfg=dict(type="Pretrained", checkpoint=str(TRAINED))
+    )
+    model.init_weights()
+    with torch.no_grad():
+        (out,) = model.eval()(torch.randn(1, 3, 70, 98))
+    assert out.shape == (1, 384, 5, 7) and out.isfinite().all() and out.std() > 0.1
