@@ -26,7 +26,7 @@ SILENT = {"init_cfg", "convert_weights", "frozen_stages", "norm_eval", "pretrain
 SWIN_LACKS = dict(patch_norm=True, use_abs_pos_embed=False, qk_scale=None, qkv_bias=True)
 SWIN_LACKS |= dict(in_channels=3, drop_rate=0.0, attn_drop_rate=0.0, with_cp=False)
 STAGE_PART = re.compile(r"stages\.(\d+)\.(blocks|downsample)")
-VIT_LACKS = dict(prefix_tokens=0, with_cp=False)
+VIT_LACKS = dict(prefix_tokens=0, with_cp=False, mlp="gelu", rope_base=None, norm_eps=1e-6)
 
 
 class PeerSwin(nn.Module):

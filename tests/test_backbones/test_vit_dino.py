@@ -4,17 +4,11 @@ import math
 from functools import partial
 
 import pytest
-import timm
 import torch
-from timm.layers import LayerNorm, SwiGLUPacked, resample_abs_pos_embed
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from ltm_det.backbones import LTMViT
-from ltm_det.backbones.common.weights import load_accounted
 from ltm_det.backbones.vit.positions import RotaryPositions, rotated
-from ltm_det.backbones.vit.weights import VIT
 from ltm_det.basics.errors import InputError
 from ltm_det.cpu import door
 from ltm_det.merging import MERGERS
@@ -26,59 +20,11 @@ from tests.test_backbones.harness import (
     assert_same_with_checkpoints,
     assert_works_in_half_precision,
     difference,
-    randomise,
 )
 from tests.test_backbones.vit_cases import ROTARY, build, dense_of, make
+from tests.test_backbones.vit_dino_cases import MODELS, pair
 
-SIZES = dict(embed_dims=16, depth=2, num_heads=2, window_size=4, global_blocks=range(2))
-TIMM = dict(embed_dim=16, depth=2, num_heads=2, num_classes=0, dynamic_img_size=True)
-TIMM |= dict(dynamic_img_pad=True, init_values=0.1)
-# timm's models and ours, of DINOv2 at patches of 14 and of DINOv3 at patches of 16
-V2 = partial(VisionTransformer, img_size=70, patch_size=14, **TIMM)
-GIANT = dict(mlp_layer=SwiGLUPacked, act_layer=nn.SiLU, mlp_ratio=5.5)
-V3 = partial(Eva, img_size=64, patch_size=16, rope_type="dinov3", rope_temperature=100, **TIMM)
-V3 = partial(V3, rope_rotate_half=True, use_rot_pos_emb=True, use_abs_pos_emb=False)
-V3 = partial(V3, num_reg_tokens=4, use_fc_norm=False, norm_layer=partial(LayerNorm, eps=1e-5))
-PLUS = dict(swiglu_mlp=True, swiglu_align_to=8)
-OURS2 = dict(SIZES, patch_size=14, pretrain_img_size=70, init_values=0.1, final_norm=True)
-OURS3 = dict(SIZES, patch_size=16, init_values=0.1, final_norm=True, norm_eps=1e-5)
-OURS3 |= dict(use_abs_pos=False, rope_base=100, prefix_tokens=5)
-MODELS = {
-    "v2": (V2, dict(OURS2, prefix_tokens=1)),
-    "v2 registers": (
-        partial(V2, reg_tokens=4, no_embed_class=True),
-        dict(OURS2, prefix_tokens=5),
-    ),
-    "v2 giant": (
-        partial(V2, **GIANT),
-        dict(OURS2, prefix_tokens=1, mlp="swiglu", mlp_ratio=5.5),
-    ),
-    "v3": (partial(V3, qkv_bias=False), dict(OURS3, qkv_bias=False)),
-    "v3 bias": (partial(V3, qkv_bias=True), OURS3),
-    "v3 plus": (
-        partial(V3, qkv_bias=False, **PLUS),
-        dict(OURS3, qkv_bias=False, mlp="swiglu", mlp_ratio=8.0),
-    ),
-    "v3 packed": (
-        partial(V3, qkv_bias=True, swiglu_mlp=True),
-        dict(OURS3, mlp="swiglu", mlp_ratio=8.0),
-    ),
-}
 LTM = dict(type="LTM", compression_ratio=0.5)
-
-
-def load(model, state):
-    return load_accounted(VIT, model, state, grid=model.pretrain_grid)
-
-
-def pair(name):
-    """timm's model of random weights, and ours that loaded them."""
-    theirs, options = MODELS[name]
-    reference = randomise(theirs())
-    model = LTMViT(**options).eval()
-    note = load(model, reference.state_dict())
-    assert note == "" or note.endswith("left as initialised: rope_embed.periods"), note
-    return reference, model
 
 
 @pytest.mark.parametrize("size", [(70, 84), (33, 65), (5, 100)], ids=str)
@@ -106,96 +52,6 @@ def test_features_are_timms_intermediate_ones(name, size):
             images, indices=1, norm=True, intermediates_only=True
         )
         assert difference(model(images), [expected]) < 1e-4
-
-
-@pytest.mark.parametrize("size, options", [
-    ("small_patch14_dinov2", dict(embed_dims=384, num_heads=6)),
-    ("base_patch14_reg4_dinov2", dict(prefix_tokens=5)),
-    ("large_patch14_dinov2", dict(embed_dims=1024, num_heads=16, depth=24)),
-    ("giant_patch14_reg4_dinov2", dict(embed_dims=1536, num_heads=24, depth=40, mlp="swiglu",
-                                       mlp_ratio=2.66667 * 2, prefix_tokens=5)),
-    ("small_plus_patch16_dinov3", dict(embed_dims=384, num_heads=6, mlp="swiglu", mlp_ratio=8.0)),
-    ("base_patch16_dinov3", {}),
-    ("large_patch16_dinov3", dict(embed_dims=1024, num_heads=16, depth=24)),
-])  # fmt: skip
-def test_published_sizes(size, options):
-    """timm's own models, tensor by tensor; without memory."""
-    if size.endswith("dinov3"):
-        own = dict(patch_size=16, use_abs_pos=False, rope_base=100, qkv_bias=False)
-        own |= dict(prefix_tokens=5, init_values=1e-5)
-    else:
-        own = dict(patch_size=14, pretrain_img_size=518, prefix_tokens=1, init_values=1e-5)
-    with torch.device("meta"):
-        reference = timm.create_model(f"vit_{size}", num_classes=0)
-    with torch.device("meta"):
-        model = LTMViT(**{**own, "final_norm": True, **options})
-    source = VIT.read(reference.state_dict(), reference.state_dict())
-    given = VIT.prepare(model.state_dict(), source.state)
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    wanted.pop("rope_embed.periods", None)
-    assert {k: tuple(v.shape) for k, v in given.items() if "pos_embed[" not in k} == wanted
-
-
-def official(name):
-    """A state dict in the layout of the hub of DINOv2 or DINOv3, and in timm's."""
-    state = randomise(MODELS[name][0]()).state_dict()
-    theirs = {}
-    for key, value in state.items():
-        key = key.replace("gamma_", "ls") + ".gamma" * (".gamma_" in key)
-        if name == "v3 plus":
-            key = key.replace("fc1_g", "w1").replace("fc1_x", "w2").replace("fc2", "w3")
-        if name == "v2 giant":
-            key = key.replace("fc1", "w12").replace("fc2", "w3")
-        theirs[key] = value
-    theirs["mask_token"] = torch.zeros(1, 16)
-    if name.startswith("v3"):
-        theirs["storage_tokens"] = theirs.pop("reg_token")
-        theirs["rope_embed.periods"] = torch.tensor([1.0, 9.0])
-    if name == "v3 bias":
-        for i in range(2):
-            q, v = (theirs.pop(f"blocks.{i}.attn.{which}_bias") for which in "qv")
-            theirs[f"blocks.{i}.attn.qkv.bias"] = torch.cat([q, torch.full_like(q, math.nan), v])
-            mask = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(16)
-            theirs[f"blocks.{i}.attn.qkv.bias_mask"] = mask
-    return theirs, state
-
-
-@pytest.mark.parametrize("name", ["v2 giant", "v3", "v3 bias", "v3 plus"])
-def test_official_layout(name):
-    """The same as timm's, but for periods, of which the checkpoint's are taken."""
-    theirs, state = official(name)
-    model, expected = (LTMViT(**MODELS[name][1]) for _ in range(2))
-    assert load(model, theirs) == "in the checkpoint, not needed: mask_token"
-    load(expected, state)
-    if name.startswith("v3"):
-        assert model.rope_embed.periods.tolist() == [1.0, 9.0]
-        model.rope_embed.periods.copy_(expected.rope_embed.periods)
-    expected = expected.state_dict()
-    assert [k for k, v in model.state_dict().items() if not torch.equal(v, expected[k])] == []
-
-
-@pytest.mark.parametrize(
-    "name, options, message",
-    [
-        ("v3", dict(rope_base=None), r"unexpected: rope_embed.periods .*remedy: set rope_base=100"),
-        ("v3", dict(qkv_bias=True), r"missing: .*qkv\.bias.*remedy: set qkv_bias=False"),
-        ("v3 bias", dict(qkv_bias=False), r"unexpected: .*remedy: set qkv_bias=True"),
-        ("v3 plus", dict(mlp="gelu", mlp_ratio=4.0), r"remedy: set mlp='swiglu' or 'gelu'"),
-        ("v3", dict(use_abs_pos=True), r"missing: pos_embed.*remedy: set use_abs_pos=False"),
-    ],
-)
-def test_checkpoints_that_do_not_fit(name, options, message):
-    theirs, _ = official(name)
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        load(LTMViT(**{**MODELS[name][1], **options}), theirs)
-
-
-def test_half_a_layer_is_reported():
-    """A gate without values, a bias without its fellows."""
-    theirs, _ = official("v3 plus")
-    del theirs["blocks.0.mlp.w2.weight"]
-    with pytest.raises(ValueError, match=r"(?s)missing: blocks\.0\.mlp\.fc1\.weight.*fc1_g\.we"):
-        load(LTMViT(**MODELS["v3 plus"][1]), theirs)
 
 
 @pytest.mark.parametrize(
