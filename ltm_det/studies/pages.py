@@ -33,11 +33,8 @@ CONFIGS += [
     for head, sizes in (("maskrcnn", "sbl"), ("cascade", "sb"))
     for size in sizes
 ]
-<<<<<<< HEAD
 CONFIGS += ["mobilevit_s_maskrcnn", "mobilevit_s_ssdlite", "efficientvit_b1_maskrcnn"]
-=======
 CONFIGS += [f"dino{version}_{size}_maskrcnn" for version in ("v2", "v3") for size in "sbl"]
->>>>>>> dinov
 # Detectors on the clock: what a row is of, and the file.
 DETECTORS = {
     "Mask R-CNN Swin-S, 800 x 1280": "detector_avx2",

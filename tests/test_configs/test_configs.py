@@ -18,13 +18,8 @@ from mmengine.optim import build_optim_wrapper
 # them are '#', and stand beside the name, a group for each tensor.
 NAMES = json.loads((Path(__file__).parent / "parameter_names.json").read_text())
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
-<<<<<<< HEAD
-# What takes long: the larger sizes, and Cascades of other sizes than the demo's.
-LARGE = re.compile(r"_[bl]_|_s_cascade|_t_cascade|mobilevit_s_|_b1_")
-=======
 # What takes long: the larger sizes, Cascades of other sizes than the demo's, and DINO's patches.
-LARGE = re.compile(r"_[bl]_|_s_cascade|_t_cascade|dinov")
->>>>>>> dinov
+LARGE = re.compile(r"_[bl]_|_s_cascade|_t_cascade|mobilevit_s_|_b1_|dinov")
 
 
 def build(config: Config) -> torch.nn.Module:
