@@ -64,11 +64,13 @@ def test_one_graph_of_every_merger_with_gradients(merger, scope):
 @pytest.mark.parametrize(
     "merger",
     [
-        pytest.param(merger, marks=[pytest.mark.slow] * (merger not in (None, "LTM", "ToMe")))
+        pytest.param(merger, marks=[pytest.mark.slow] * (merger not in (None, "LTM")))
         for merger in [None, *sorted(MERGERS)]
     ],
 )
-@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(
+    "train", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eval", "train"]
+)
 def test_one_graph_for_all_sizes(merger, train):
     """Compiled once; padded windows on one side, on both, on none."""
     model = build(None if merger is None else dict(type=merger), sizes=TINIEST)
@@ -79,6 +81,7 @@ def test_one_graph_for_all_sizes(merger, train):
     assert graphs.frame_count == 1
 
 
+@pytest.mark.slow
 def test_sizes_that_are_no_multiple_of_the_patch():
     """mmdet's patch embedding pads them, in a graph of their own."""
     model = build(dict(type="LTM"), sizes=TINIEST)

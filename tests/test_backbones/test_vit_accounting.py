@@ -84,8 +84,8 @@ def test_malformed_tensors_are_reported(key, value):
 
 
 def test_unknown_keys_raise():
-    state = source() | {"norm_pre.weight": torch.zeros(C), "blocks.0.mlp.w12.bias": torch.zeros(7)}
-    message = r"(?s)in 2 keys.*2 unexpected: norm_pre.weight \(24,\), blocks.0.mlp.w12.bias \(7,\)"
+    state = source() | {"norm_pre.weight": torch.zeros(C), "blocks.0.mlp.w9.bias": torch.zeros(7)}
+    message = r"(?s)in 2 keys.*2 unexpected: norm_pre.weight \(24,\), blocks.0.mlp.w9.bias \(7,\)"
     with pytest.raises(ValueError, match=message):
         load_accounted(vit(), state)
 

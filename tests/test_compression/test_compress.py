@@ -63,6 +63,27 @@ def test_from_a_detector_to_a_report(
 
 
 @pytest.mark.slow
+def test_a_budget_of_time_counts_the_file(
+    given: tuple[Path, list[str]], compress: Callable, capfd: pytest.CaptureFixture
+) -> None:
+    folder, words = given
+    out = folder / "out"
+    quick = [*map(str, QUICK)]
+    quick[quick.index("none")] = "onnx"
+    words += ["--budget", "latency=0.97", "--out", str(out), *quick]
+    assert compress(*words) == 0, capfd.readouterr().err
+    said = capfd.readouterr().out
+    assert "dense file: " in said and "of mmdet's time, asked for 0.97" in said
+    report = json.loads((out / "report.json").read_text())
+    times = report["cost"]["times"]["models"]
+    assert [*times] == ["mmdet's", "dense", "compressed", "dense file", "detector.onnx"]
+    assert report["cost"]["counted"] == "detector.onnx"
+    assert report["reached"] == times["detector.onnx"]["ratio"]
+    assert (out / "work/dense.onnx").exists()
+    assert "that of detector.onnx" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
 def test_what_is_done_again(
     given: tuple[Path, list[str]], compress: Callable, capfd: pytest.CaptureFixture
 ) -> None:

@@ -216,7 +216,9 @@ def test_models_are_timed_on_a_gpu() -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        pytest.param(how, marks=[pytest.mark.slow] * (how in ("compiled", "frozen")))
+        pytest.param(
+            how, marks=[pytest.mark.slow] * (how in ("compiled", "frozen", "openvino_bfloat16"))
+        )
         for how in benchmark.RUNNERS
     ],
 )

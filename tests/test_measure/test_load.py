@@ -58,7 +58,9 @@ def test_they_are_gone_after_an_exception(kind: type[BaseException]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_they_do_not_outlive_their_parent(number: int) -> None:
     # the file alone: the package takes seconds to import
-    code = "import runpy, sys, time; busy = runpy.run_path(sys.argv[1])['busy']\n"
+    code = "import runpy, signal, sys, time\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells may ignore it
+    code += "busy = runpy.run_path(sys.argv[1])['busy']\n"
     code += "with busy(2) as own: print(*(p.pid for p in own), flush=True); time.sleep(60)"
     command = [sys.executable, "-c", code, load.__file__]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -53,6 +53,7 @@ def test_memory_is_seen_after_it_was_freed() -> None:
     assert rise >= 190 * MIB  # of 200: the kernel's count is not exact
 
 
+@pytest.mark.slow
 def test_a_failure_tells_its_reason(stand_in: Config) -> None:
     stand_in.model.backbone.numbers = -1
     with pytest.raises(memory.MemoryUnknownError, match="8 x 12: RuntimeError: .*negative"):

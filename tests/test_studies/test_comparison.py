@@ -216,7 +216,7 @@ def test_iterations_of_a_config_that_counts_epochs_are_refused(tmp_path: Path) -
 
 
 def test_a_vit_takes_no_scope() -> None:
-    with pytest.raises(ValueError, match="scope='stage' is for Swin"):
+    with pytest.raises(ValueError, match="scope='stage' is not for a ViT"):
         model_config(VIT, dict(type="Pool", compression_ratio=0.5, scope="stage"))
 
 

@@ -58,6 +58,7 @@ def test_a_tool_that_fails_is_told_with_its_log(tmp_path: Path) -> None:
     assert "the following arguments are required" in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_tool_runs_in_the_root_with_one_thread(tmp_path: Path) -> None:
     tool = tmp_path / "tool.py"
     tool.write_text("import os; print(os.getcwd(), os.environ['OMP_NUM_THREADS'])")

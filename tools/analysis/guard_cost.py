@@ -6,6 +6,8 @@ Pictures are random, as are the weights: what the guard does depends on neither.
 """
 
 import argparse
+import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,7 +27,7 @@ from mmengine.registry import init_default_scope
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
-from ltm_det.cli.common import typed, write_json  # noqa: E402
+from ltm_det.basics.files import write_text  # noqa: E402
 from ltm_det.engine import ExplosionGuardHook  # noqa: E402
 from ltm_det.measure.flops import without_pretraining  # noqa: E402
 from ltm_det.measure.machine import machine  # noqa: E402
@@ -123,11 +125,15 @@ def main() -> None:
         cfg.optim_wrapper.clip_grad = dict(max_norm=args.clip)
     found = measured(cfg, args.size, args.batch, args.steps)
     about = dict(config=args.config, size=[*args.size], batch=args.batch, steps=args.steps)
-    found = dict(command=typed(), commit=commit(), machine=machine("cpu")) | about | found
+    found = (
+        dict(command=shlex.join(["python", *sys.argv]), commit=commit(), machine=machine("cpu"))
+        | about
+        | found
+    )
     for name, value in found.items():
         print(f"{name}: {value}")
     if args.json is not None:
-        write_json(args.json, found)
+        write_text(args.json, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
