@@ -123,6 +123,34 @@ def check_names(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
             raise InputError(f"{owner} has no argument {name!r}: {nearest(name, known)}")
 
 
+def named(
+    owner: str,
+    given: str | Mapping[str, Any],
+    known: Mapping[str, Mapping[str, Any]],
+    rules: Mapping[str, Rule],
+) -> dict[str, Any]:
+    """The sizes of a published model by its name, or those of a dict that gives each one.
+
+    Args:
+        owner: Of the argument, with its name.
+        given: The argument.
+        known: Sizes by names of models.
+        rules: Of each size.
+
+    Raises:
+        InputError: There is no such model, or a size is unknown, missing or against its rule.
+    """
+    if isinstance(given, str) and given in known:
+        return dict(known[given])
+    if not isinstance(given, Mapping):
+        raise InputError(f"{owner}={given!r}: choose one of {[*known]}, or give a dict of sizes")
+    check_names(owner, given, rules)
+    if missing := [name for name in rules if name not in given]:
+        raise InputError(f"{owner}={dict(given)} lacks {missing}")
+    check(owner, given, rules)
+    return dict(given)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A remedy for an unknown name: the most similar known ones, or where none is, all."""
     known = sorted(known)

@@ -52,7 +52,7 @@ from ltm_det.measure.benchmark_models import (
     known_models,
     model_config,
     our_type,
-    rooms_of,
+    timed_code,
 )
 from ltm_det.measure.benchmark_tables import (
     as_table,
@@ -61,7 +61,6 @@ from ltm_det.measure.benchmark_tables import (
     rows_of,
     with_peaks,
 )
-from ltm_det.measure.code import code_of
 from ltm_det.measure.detector_forms import FORMS
 from ltm_det.measure.flops import count_backbone
 from ltm_det.measure.load import LoadError
@@ -285,7 +284,7 @@ def run(args: argparse.Namespace) -> int | None:
         )
     if args.json is not None:
         given = {key: getattr(args, key) for key in ("config", "base", "rounds", "warm_up")}
-        given |= dict(command=typed(), commit=commit(), code=code_of(rooms_of(cfg)), machine=place)
+        given |= dict(command=typed(), commit=commit(), code=timed_code(cfg), machine=place)
         write_json(args.json, given | result)
     if args.plot is not None:
         title = f"{args.config}, base {args.base}; {title}"

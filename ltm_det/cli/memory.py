@@ -23,8 +23,7 @@ from ltm_det.cli.common import (
     write_json,
 )
 from ltm_det.engine import preflight
-from ltm_det.measure.benchmark_models import rooms_of
-from ltm_det.measure.code import code_of
+from ltm_det.measure.benchmark_models import timed_code
 from ltm_det.measure.detector_memory import detector_peak
 from ltm_det.measure.detectors import known_detectors
 from ltm_det.measure.flops import (
@@ -108,7 +107,7 @@ def write(cfg: Config, args: argparse.Namespace, device: str, **found: object) -
     result = dict(
         command=typed(),
         commit=commit(),
-        code=code_of(rooms_of(cfg)),
+        code=timed_code(cfg),
         config=args.config,
         torch=torch.__version__,
         device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,

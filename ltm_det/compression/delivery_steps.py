@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ltm_det.backbones import LTMViT
@@ -14,7 +13,7 @@ from ltm_det.basics.finite import check_numbers
 from ltm_det.compression import costs
 from ltm_det.compression.drawing import pictures
 from ltm_det.compression.evaluation import coco_of, some_batches
-from ltm_det.compression.exporting import export, from_file, same, told
+from ltm_det.compression.exporting import same, told
 from ltm_det.compression.finishing import content
 from ltm_det.compression.given import loaded
 from ltm_det.compression.merging import save
@@ -56,10 +55,8 @@ class DeliverySteps(Shared):
 
         def work() -> dict[str, Any]:
             model = loaded(cfg, str(weights))
-            where = file, own.whole, own.classes, self.batches[0], self.any_size
-            done = export(cfg, model, *where)
-            exported = from_file(file, model, own.whole, torch.get_num_threads())
-            done |= same(model, exported, own.whole, some_batches(own.cfg, CHECKED))
+            done = self.written(model, file)
+            done |= same(model, self.read(file, model), own.whole, some_batches(own.cfg, CHECKED))
             self.say(f"{file}: {told(done)}")
             if not done["same"]:
                 raise InputError(
@@ -73,7 +70,7 @@ class DeliverySteps(Shared):
 
         def ap() -> dict[str, Any]:
             model = loaded(cfg, str(weights))
-            return self.evaluated(from_file(file, model, own.whole, torch.get_num_threads()))
+            return self.evaluated(self.read(file, model))
 
         self.steps.step(FILE_AP, dict(of=self.steps.key(FILE)), ap)
 
@@ -82,15 +79,14 @@ class DeliverySteps(Shared):
         cfg = self.choice.config(self.steps.result(SEARCH))
         model = loaded(cfg, str(weights), self.device)
         models = {self.base[0]: self.base[1], "dense": self.exact, "compressed": model}
-        threads = torch.get_num_threads()
         if self.dense_file is not None:
-            models[DENSE_FILE] = from_file(self.dense_file, model, True, threads)
+            models[DENSE_FILE] = self.read(self.dense_file, model)
         if self.file is not None and self.device == "cpu":
-            models[self.file.name] = from_file(self.file, model, self.given.whole, threads)
+            models[self.file.name] = self.read(self.file, model)
+        counted = "compressed" if self.dense_file is None else [*models][-1]
         found = costs.times(models, self.batches)
         for name, own in found["models"].items():
             self.say(f"{name}: {own['ms']:.0f} ms a picture, {own['ratio']:.2f} of {self.base[0]}")
-        counted = self.file.name if self.file is not None and self.counts_file else "compressed"
         return dict(gmacs=costs.gmacs(model, self.batches[0]), times=found, counted=counted)
 
     def report(self, weights: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import nn
 from ltm_det.compression import costs
 from ltm_det.compression.choice import BATCH, TRIES, Choice
 from ltm_det.compression.evaluation import some_batches
+from ltm_det.compression.exporting import counts_file
 from ltm_det.compression.given import Given, compressed_config, loaded, mmdets
 from ltm_det.compression.settings import GMACS, LATENCY, MAX_AP_LOSS, Settings, iterations_of
 from ltm_det.compression.shared import CHECKED, TIMED
@@ -104,8 +105,7 @@ def plan(found: Given, settings: Settings) -> list[tuple[str, str, float | None]
     shape = tuple(some_batches(found.cfg, 1)[0]["inputs"][0].shape[1:])
     dense = dict(gmacs=dict(detector=1.0, backbone=1.0), times={})
     choice = Choice(found, settings, shape, dense, True)
-    on_cpu = found.whole and settings.export != "none" and get_device() == "cpu"
-    counts_file = on_cpu and settings.cost == LATENCY
+    as_files = counts_file(found, settings, get_device())
     unit = choice.units[0]
     choices = sum(len(own) - 1 for own in choice.models(unit).units.values())
     one = passes.ours if found.whole else passes.maps
@@ -115,9 +115,9 @@ def plan(found: Given, settings: Settings) -> list[tuple[str, str, float | None]
         (
             "dense cost",
             f"{TIMED} pictures, mmdet's and ours"
-            + (", and its file, which is exported first," if counts_file else "")
+            + (", and its file, which is exported first," if as_files else "")
             + " in turns",
-            None if counts_file else times_of(passes, 2),
+            None if as_files else times_of(passes, 2),
         ),
         (
             f"search: measure {unit or 'blocks'}",
@@ -140,8 +140,8 @@ def plan(found: Given, settings: Settings) -> list[tuple[str, str, float | None]
         )
     else:
         seconds = TRIES * (times_of(passes, 2, 30) if budget.kind != GMACS else one)
-        about = f"{budget}" + (f", at most {TRIES} choices as files" if counts_file else "")
-        rows.append(("search", about, None if counts_file else seconds + images * one))
+        about = f"{budget}" + (f", at most {TRIES} choices as files" if as_files else "")
+        rows.append(("search", about, None if as_files else seconds + images * one))
     rows += [
         ("convert and calibrate", fitting if number > 1 else "not calibrated", fit),
         ("AP converted", f"{val} validation pictures", ap),

@@ -17,6 +17,8 @@ from torchvision.ops import box_iou
 
 from ltm_det import deploy
 from ltm_det.compression.evaluation import Batch
+from ltm_det.compression.given import Given
+from ltm_det.compression.settings import LATENCY, Settings
 from ltm_det.deploy.backbone import ExportedBackbone
 from ltm_det.deploy.exported_detector import ExportedDetector
 from ltm_det.deploy.runtime import package
@@ -85,6 +87,12 @@ def export(
         size="any" if dynamic else "{} x {}".format(*image.shape[2:]),
         mb=sum(path.stat().st_size for path in own) / 2**20,
     )
+
+
+def counts_file(found: Given, settings: Settings, device: str) -> bool:
+    """Whether time is counted of the file: of one that holds the whole detector."""
+    exported = settings.export != "none" and found.whole and device == "cpu"
+    return exported and settings.cost == LATENCY
 
 
 def files_of(file: Path) -> list[Path]:

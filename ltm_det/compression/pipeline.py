@@ -36,9 +36,8 @@ class Compression(SearchSteps, DeliverySteps):
         step, key = self.steps.step, self.steps.key
         own = self.given
         step(AP, {}, lambda: self.evaluated(loaded(own.cfg, own.checkpoint, self.device)))
-        file, of = self.dense_file, dict(pictures=TIMED, masks="bitmap")
-        files = [] if file is None else self.inside(file)
-        step(COST, of | (dict(file=files) if files else {}), self.dense_cost, files)
+        files = [] if self.dense_file is None else self.inside(self.dense_file)
+        step(COST, dict(pictures=TIMED, masks="bitmap", files=files), self.dense_cost, files)
         self.choose()
         start = dict(of=key(SEARCH), **self.calibration)
         weights, config = self.work / "converted.pth", self.work / "converted.py"
@@ -67,7 +66,8 @@ class Compression(SearchSteps, DeliverySteps):
         """GMACs, and times against mmdet's."""
         models = {self.base[0]: self.base[1], "dense": self.exact}
         if self.dense_file is not None:
-            models[DENSE_FILE] = self.as_file(self.exact, self.dense_file)
+            self.written(self.exact, self.dense_file)
+            models[DENSE_FILE] = self.read(self.dense_file, self.exact)
         found = dict(
             gmacs=costs.gmacs(self.exact, self.batches[0]),
             times=costs.times(models, self.batches),

@@ -46,19 +46,20 @@ class SearchSteps(Shared):
 
     def for_budget(self, kept: dict[str, Any], last: bool) -> dict[str, Any]:
         """The choice by one unit; if it is the last one, one that misses the budget will do."""
-        own = self.choice
-
-        def counted(picked: dict[str, Any]) -> nn.Module:
-            model = own.model(picked)
-            if self.dense_file is None:
-                return model.to(self.device)
-            return self.as_file(model, self.dense_file.with_stem("tried"))
-
-        found = for_budget(own, kept, self.base, self.batches, counted, self.say)
+        found = for_budget(self.choice, kept, self.base, self.batches, self.counted, self.say)
         if found["reached"] > self.settings.budget.value and not last:
             raise BudgetError(found["reached"])
         self.say(f"chosen: {found['chosen']}")
         return found
+
+    def counted(self, picked: dict[str, Any]) -> nn.Module:
+        """What a budget of time counts of a choice: its detector, or its file."""
+        model = self.choice.model(picked)
+        if self.dense_file is None:
+            return model.to(self.device)
+        file = self.dense_file.with_stem("tried")
+        self.written(model, file)
+        return self.read(file, model)
 
     def by_trials(self, kept: dict[str, Any], own: dict[str, Any]) -> None:
         """The search for a loss of AP, a step for each candidate."""

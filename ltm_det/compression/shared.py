@@ -11,9 +11,9 @@ from torch import nn
 
 from ltm_det.compression.choice import Choice
 from ltm_det.compression.evaluation import evaluate, some_batches
-from ltm_det.compression.exporting import export, files_of, from_file
+from ltm_det.compression.exporting import counts_file, export, files_of, from_file
 from ltm_det.compression.given import Given, compressed_config, loaded, mmdets
-from ltm_det.compression.settings import FORMATS, LATENCY, Settings
+from ltm_det.compression.settings import FORMATS, Settings
 from ltm_det.compression.state import Steps
 
 TIMED = 4  # validation pictures that times are measured on
@@ -92,32 +92,25 @@ class Shared:
         return None if ending is None else self.steps.folder / f"{part}{ending}"
 
     @property
-    def any_size(self) -> bool:
-        """Whether the file has to take pictures of more than one size."""
-        return len(self.steps.result(AP)["sizes"]) > 1
-
-    @property
-    def counts_file(self) -> bool:
-        """Whether time is counted of the file: of one that holds the whole detector."""
-        time = self.settings.cost == LATENCY
-        return time and self.file is not None and self.given.whole and self.device == "cpu"
-
-    @property
     def dense_file(self) -> Path | None:
         """The file of our dense detector, where files are counted."""
-        ending = FORMATS[self.settings.export] if self.counts_file else None
-        return self.work / f"dense{ending}" if ending else None
+        if not counts_file(self.given, self.settings, self.device):
+            return None
+        return self.work / f"dense{FORMATS[self.settings.export]}"
 
     def inside(self, file: Path) -> list[str]:
         """What a written detector is in, by names within the folder."""
         return [str(path.relative_to(self.steps.folder)) for path in files_of(file)]
 
-    def as_file(self, model: nn.Module, file: Path) -> nn.Module:
-        """A whole detector on the CPU, written into a file and read from it."""
+    def written(self, model: nn.Module, file: Path) -> dict[str, Any]:
+        """Writes a detector's file, or its backbone's, see :func:`.exporting.export`."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        own = self.given
-        export(own.cfg, model, file, True, own.classes, self.batches[0], self.any_size)
-        return from_file(file, model, True, torch.get_num_threads())
+        own, any_size = self.given, len(self.steps.result(AP)["sizes"]) > 1
+        return export(own.cfg, model, file, own.whole, own.classes, self.batches[0], any_size)
+
+    def read(self, file: Path, model: nn.Module) -> nn.Module:
+        """The file in the detector's place, or in its backbone's."""
+        return from_file(file, model, self.given.whole, torch.get_num_threads())
 
     @property
     def calibration(self) -> dict[str, int]:

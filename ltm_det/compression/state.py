@@ -21,7 +21,7 @@ from ltm_det.basics.finite import check_numbers
 
 STATE, LOCK = "state.json", ".lock"
 EARLY = {"work", "annotations", "mended_data"}  # what may be there before a step is done
-VERSION = 1  # of what steps do: those of another one are done again
+VERSION = 2  # of what steps do: those of another one are done again
 
 
 def digest(value: Any) -> str:

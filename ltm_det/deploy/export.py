@@ -42,7 +42,7 @@ def sample_size(backbone: nn.Module) -> tuple[int, int]:
         pixels = backbone.strides[-1] * (2 if isinstance(backbone, LTMMobileViT) else 1)
     else:
         name = type(backbone).__name__
-        raise ValueError(f"{name} is not exported for any size: LTMSwin, LTMViT and others are")
+        raise ValueError(f"{name} is not exported for any size: our own backbones are")
     return pixels * (window + 1) + patch - 1, pixels * (2 * window + 1) + patch - 1
 
 

@@ -7,6 +7,7 @@ timm and torchvision, or for a ViT that of timm in ViTDet's layout, or the model
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -16,6 +17,7 @@ from torch import nn
 from ltm_det.backbones.common.weights import share_weights
 from ltm_det.basics.finite import worst
 from ltm_det.measure import mobile_peers, peers
+from ltm_det.measure.code import code_of, files_run
 from ltm_det.measure.flops import build_backbone
 from ltm_det.merging import MERGERS
 
@@ -54,10 +56,10 @@ def our_type(cfg: Config) -> str:
     return OURS[kind]
 
 
-def rooms_of(cfg: Config) -> list[str]:
-    """The rooms that a pass of the config's detector runs, without those of other families."""
+def timed_code(cfg: Config) -> dict[str, Any]:
+    """What a pass of the config's detector runs, see :func:`ltm_det.measure.code.code_of`."""
     family = MODELS.get(our_type(cfg)).__module__.split(".")[-2]
-    return ["backbones/common", f"backbones/{family}", "cpu", "detectors", "merging", "necks"]
+    return code_of(files_run([f"backbones/{family}", "cpu", "detectors", "merging", "necks"]))
 
 
 def model_config(cfg: Config, name: str) -> Config:

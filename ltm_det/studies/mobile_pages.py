@@ -7,14 +7,19 @@ from ltm_det.studies.page_parts import GIGA, load, pair, table
 PAPER = {
     "MobileViT-XS, 256 x 256, keeps 2 x 2 of 4 x 4": ("ltm_mobilevit_xs_256", (0.70, 0.52)),
     "MobileViT-S, 256 x 256, keeps 3 x 3 of 4 x 4": ("ltm_mobilevit_s_256", (1.4, 1.17)),
+    "MobileViT-S, 256 x 256, block scope, keeps 1 of 4 x 4": (
+        "ltm_mobilevit_s_256_block",
+        (1.4, 1.17),
+    ),
     "EfficientViT-B1, 224 x 224, keeps 3 x 3 of 4 x 4": ("ltm_efficientvit_b1_224", (0.52, 0.44)),
     "EfficientViT-B1, 288 x 288, keeps 3 x 3 of 4 x 4": ("ltm_efficientvit_b1_288", (0.86, 0.70)),
 }
-# Of results/bench, each with all its sizes and batches, and the ratio of what is merged.
-FILES = (("", 0.5), ("_640", 0.5), ("_quarter", 0.25))
-TIMES = {
-    "MobileViT-S": [(f"mobilevit_s{ending}", ratio) for ending, ratio in FILES],
-    "EfficientViT-B1": [(f"efficientvit_b1{ending}", ratio) for ending, ratio in FILES],
+# Of results/bench, each with all its sizes and batches: what a row is of, and the ratio of what is
+# merged.
+FILES = {
+    f"{name}{ending}": (label, ratio)
+    for name, label in (("mobilevit_s", "MobileViT-S"), ("efficientvit_b1", "EfficientViT-B1"))
+    for ending, ratio in (("", 0.5), ("_640", 0.5), ("_quarter", 0.25))
 }
 
 
@@ -33,8 +38,8 @@ def mobile_gmacs() -> str:
 def mobile_times() -> str:
     """Ratios to timm's model, which takes turns with ours."""
     rows = []
-    for label, names in TIMES.items():
-        for found, kept in [(row, k) for n, k in names for row in load(f"bench/{n}.json")["rows"]]:
+    for name, (label, kept) in FILES.items():
+        for found in load(f"bench/{name}.json")["rows"]:
             model = found["model"] + (f" {kept}" if found["model"] == "merged" else "")
             size = "{} x {}".format(*found["shape"]), str(found["batch"]), model
             time = f"{found['median_ms']:.0f}"

@@ -2,10 +2,8 @@
 
 from functools import partial
 
-from torch import nn
-
 from ltm_det.backbones import LTMEfficientViT
-from tests.test_backbones.harness import Family, randomise
+from tests.test_backbones.harness import Family, dense_twin, padded, randomise
 
 # three blocks with attention on a map of stride 16, in windows of 3
 SIZES = dict(widths=(8, 8, 8, 8), depths=(1, 1, 1, 3), head_dim=4, expand_ratio=2)
@@ -17,11 +15,7 @@ def make(merger, scope="stage", ratio=0.5, padding="zeros", **options):
     """A small backbone; extra options go to it."""
     if merger is not None:
         merger = dict(dict(compression_ratio=ratio, scope=scope), **merger)
-    model = LTMEfficientViT(merger=merger, **{**MINI, **options})
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.padding_mode = padding
-    return model
+    return padded(LTMEfficientViT(merger=merger, **{**MINI, **options}), padding)
 
 
 def build(*args, **options):
@@ -29,11 +23,7 @@ def build(*args, **options):
     return randomise(make(*args, **options))
 
 
-def dense_of(model, **options):
-    """The same without its mergers."""
-    twin, weights = build(None, **options), model.state_dict()
-    twin.load_state_dict({key: weights[key] for key in twin.state_dict()})
-    return twin
+dense_of = partial(dense_twin, build)
 
 
 def family(scope):

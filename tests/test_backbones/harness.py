@@ -67,6 +67,25 @@ class Family(NamedTuple):
         return randomise(self.make(merger, **options))
 
 
+def dense_twin(build: Callable[..., nn.Module], model: nn.Module, **options: Any) -> nn.Module:
+    """The model without its mergers, of the same weights.
+
+    Args:
+        build: (merger, **options) to a model.
+    """
+    twin, weights = build(None, **options), model.state_dict()
+    twin.load_state_dict({key: weights[key] for key in twin.state_dict()})
+    return twin
+
+
+def padded(model: nn.Module, mode: str) -> nn.Module:
+    """The model whose convolutions pad maps in this mode."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = mode
+    return model
+
+
 def merger_name(merger: dict) -> str:
     return merger.get("mask", merger["type"])
 

@@ -2,10 +2,8 @@
 
 from functools import partial
 
-from torch import nn
-
 from ltm_det.backbones import LTMMobileViT
-from tests.test_backbones.harness import Family, randomise
+from tests.test_backbones.harness import Family, dense_twin, padded, randomise
 
 # a transformer of three blocks on a map of stride 4, windows of 4 patches of 2 x 2
 SIZES = dict(
@@ -25,11 +23,7 @@ def make(merger, scope="stage", ratio=0.5, padding="zeros", **options):
     """A small backbone; extra options go to it."""
     if merger is not None:
         merger = dict(dict(compression_ratio=ratio, scope=scope), **merger)
-    model = LTMMobileViT(merger=merger, **{**MINI, **options})
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.padding_mode = padding
-    return model
+    return padded(LTMMobileViT(merger=merger, **{**MINI, **options}), padding)
 
 
 def build(*args, **options):
@@ -37,11 +31,7 @@ def build(*args, **options):
     return randomise(make(*args, **options))
 
 
-def dense_of(model, **options):
-    """The same without its mergers."""
-    twin, weights = build(None, **options), model.state_dict()
-    twin.load_state_dict({key: weights[key] for key in twin.state_dict()})
-    return twin
+dense_of = partial(dense_twin, build)
 
 
 def family(scope):

@@ -1,10 +1,12 @@
 """Small LTMViTs and timm's ViT of the same weights: what all tests of LTMViT share."""
 
+from functools import partial
+
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from ltm_det.backbones import LTMViT
-from tests.test_backbones.harness import Family, randomise
+from tests.test_backbones.harness import Family, dense_twin, randomise
 
 # five blocks with everything on, windows of 4, cheap in float64
 MINI = dict(
@@ -34,11 +36,7 @@ def build(*args, **options):
     return randomise(make(*args, **options))
 
 
-def dense_of(model, **options):
-    """The same without its mergers."""
-    twin, weights = build(None, **options), model.state_dict()
-    twin.load_state_dict({key: weights[key] for key in twin.state_dict()})
-    return twin
+dense_of = partial(dense_twin, build)
 
 
 def weights_of(reference: VisionTransformer):

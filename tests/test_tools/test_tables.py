@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ltm_det.measure.code import code_of, meaning
-from ltm_det.studies import pages
+from ltm_det.measure.code import code_of, files_run, meaning
+from ltm_det.studies import mobile_pages, pages
 
 ROOT = Path(__file__).parents[2]
 TOOL = runpy.run_path(str(ROOT / "tools/tables.py"), run_name="tool")
@@ -32,17 +32,26 @@ def test_every_table_stands_somewhere() -> None:
             assert f"<!-- {kind} {name} -->" in text, name
 
 
-@pytest.mark.parametrize("name", pages.DETECTORS.values())
+@pytest.mark.parametrize("name", [*pages.DETECTORS.values(), *mobile_pages.FILES])
 def test_times_are_of_this_code(name: str) -> None:
     found = pages.load(f"bench/{name}.json")
-    assert found["code"] == code_of(found["code"]["rooms"]), f"measure again: {found['command']}"
+    assert found["code"] == code_of(found["code"]["files"]), f"measure again: {found['command']}"
 
 
 def test_code_is_what_it_does() -> None:
     bare = meaning("def f(x):\n    return x + 1\n")
     assert bare == meaning('"""A."""\n\n\ndef f(x):  # adds\n    """Adds."""\n    return (x + 1)\n')
     assert bare != meaning("def f(x):\n    return x + 2\n")
-    assert code_of(["cpu"]) == code_of(["cpu"]) != code_of(["merging"])
+    cpu, merging = files_run(["cpu"]), files_run(["merging"])
+    assert code_of(cpu) == code_of(cpu) != code_of(merging)
+
+
+def test_what_a_family_runs_is_its_own_and_what_it_imports() -> None:
+    run = files_run(["backbones/vit"])
+    assert {"backbones/vit/layers.py", "backbones/common/maps.py", "cpu/vit.py"} <= {*run}
+    assert {"merging/ltm.py", "merging/__init__.py"} <= {*run}
+    assert not [file for file in run if "/swin/" in file or "convolutional" in file]
+    assert not {file.split("/")[0] for file in run} & {"measure", "compat", "basics"}
 
 
 def test_an_unknown_number_is_refused() -> None:

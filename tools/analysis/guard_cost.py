@@ -26,7 +26,6 @@ from mmengine.registry import init_default_scope
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-
 from ltm_det.basics.files import write_text  # noqa: E402
 from ltm_det.engine import ExplosionGuardHook  # noqa: E402
 from ltm_det.measure.flops import without_pretraining  # noqa: E402

@@ -1,12 +1,24 @@
 """What backbones of convolutional stages have in common: what is frozen, and where maps lie."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ltm_det.backbones.common.arguments import window
+from ltm_det.basics.arguments import flag, many, number, whole
 from ltm_det.basics.errors import InputError
+
+RULES = dict(
+    in_channels=whole(1),
+    out_indices=many(whole()),
+    window_size=window,
+    drop_path_rate=number(0, below=1),
+    with_cp=flag,
+    frozen_stages=whole(-1),
+    norm_eval=flag,
+)
 
 
 class ConvolutionalBackbone(nn.Module):
@@ -17,6 +29,7 @@ class ConvolutionalBackbone(nn.Module):
         stages: In their order.
         strides: Pixels between neighbours of each stage's map.
         window: M, side of the windows that tokens are merged in.
+        out_indices: Stages whose maps are given out.
         frozen_stages: -1 freezes nothing, 0 the stem, n > 0 also the first n stages.
         norm_eval: Whether batch norms keep to their running statistics in training.
     """
@@ -25,6 +38,7 @@ class ConvolutionalBackbone(nn.Module):
     stages: nn.ModuleList
     strides: list[int]
     window: int
+    out_indices: tuple[int, ...]
     frozen_stages: int
     norm_eval: bool
 
@@ -54,18 +68,17 @@ class ConvolutionalBackbone(nn.Module):
         height, width = (-(-side // self.strides[stage]) for side in image_size)
         return height, width
 
-    def out_maps(self, maps: Sequence[Tensor], indices: Sequence[int]) -> list[Tensor]:
+    def out_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Those of the stages that are given out, (B, C, H, W), in memory row by row."""
-        return [maps[i].contiguous() for i in indices]
+        return [maps[i].contiguous() for i in self.out_indices]
 
 
-def check_outs(owner: str, args: Mapping[str, Any], stages: int) -> None:
-    """That ``out_indices`` and ``frozen_stages`` name stages, and ``with_cp`` harms no statistics.
+def check_outs(owner: str, outs: Sequence[int], frozen: int, stages: int) -> None:
+    """That ``out_indices`` and ``frozen_stages`` name stages.
 
     Raises:
         InputError: They do not.
     """
-    outs, frozen = args["out_indices"], args["frozen_stages"]
     if max(outs) >= stages or list(outs) != sorted(set(outs)):
         raise InputError(
             f"{owner}: out_indices={outs!r} must name stages of 0 to {stages - 1}, in ascending "
@@ -73,3 +86,20 @@ def check_outs(owner: str, args: Mapping[str, Any], stages: int) -> None:
         )
     if frozen > stages:
         raise InputError(f"{owner}: frozen_stages={frozen}: give -1 to {stages}, the stages")
+
+
+def places(depths: Sequence[int], drop_path_rate: float) -> list[tuple[list[float], list[float]]]:
+    """For each stage that merges, of each of its blocks: the share of all blocks that come before
+    it, and its stochastic depth, which grows linearly to ``drop_path_rate``.
+
+    Args:
+        depths: Blocks of these stages.
+    """
+    total = sum(depths)
+    before = [block / total for block in range(total)]
+    drops = torch.linspace(0, drop_path_rate, total, device="cpu").tolist()
+    ends = [sum(depths[: i + 1]) for i in range(len(depths))]
+    return [
+        (before[end - depth : end], drops[end - depth : end])
+        for end, depth in zip(ends, depths, strict=True)
+    ]

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ltm_det.backbones.common.arguments import window
-from ltm_det.basics.arguments import check, check_names, flag, many, number, whole
+from ltm_det.basics.arguments import many, named, number, whole
 from ltm_det.basics.errors import InputError
 from ltm_det.merging import MERGERS
 
@@ -17,15 +16,6 @@ ARCHS: dict[str, dict[str, Any]] = dict(
     b3=dict(widths=(32, 64, 128, 256, 512), depths=(1, 4, 6, 6, 9), head_dim=32, expand_ratio=4),
 )
 PLAIN = 2  # stages before the first one with attention
-RULES = dict(
-    in_channels=whole(1),
-    out_indices=many(whole()),
-    window_size=window,
-    drop_path_rate=number(0, below=1),
-    with_cp=flag,
-    frozen_stages=whole(-1),
-    norm_eval=flag,
-)
 ARCH_RULES = dict(
     widths=many(whole(1), PLAIN + 2),
     depths=many(whole(1), PLAIN + 2),
@@ -41,26 +31,19 @@ def sizes_of(arch: str | Mapping[str, Any]) -> dict[str, Any]:
         InputError: There is no such model, or its sizes do not go together.
     """
     owner = "LTMEfficientViT: arch"
-    if isinstance(arch, str) and arch in ARCHS:
-        return ARCHS[arch]
-    if not isinstance(arch, Mapping):
-        raise InputError(f"{owner}={arch!r}: choose one of {[*ARCHS]}, or give a dict of sizes")
-    check_names(owner, arch, ARCH_RULES)
-    if missing := [name for name in ARCH_RULES if name not in arch]:
-        raise InputError(f"{owner}={dict(arch)} lacks {missing}")
-    check(owner, arch, ARCH_RULES)
-    widths, depths = arch["widths"], arch["depths"]
+    sizes = named(owner, arch, ARCHS, ARCH_RULES)
+    widths, depths = sizes["widths"], sizes["depths"]
     if len(depths) != len(widths):
         raise InputError(
             f"{owner}: depths={depths!r} has {len(depths)} entries for the stem and the "
             f"{len(widths) - 1} stages of widths={widths!r}: give one for each"
         )
-    if odd := [width for width in widths[PLAIN + 1 :] if width % arch["head_dim"]]:
+    if odd := [width for width in widths[PLAIN + 1 :] if width % sizes["head_dim"]]:
         raise InputError(
-            f"{owner}: head_dim={arch['head_dim']} does not divide the {odd[0]} channels of a "
+            f"{owner}: head_dim={sizes['head_dim']} does not divide the {odd[0]} channels of a "
             "stage with attention"
         )
-    return dict(arch)
+    return sizes
 
 
 def check_merger(merger: Mapping[str, Any] | None) -> None:

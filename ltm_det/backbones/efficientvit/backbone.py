@@ -6,7 +6,6 @@ Shapes: B images, C channels, H x W grid of tokens, M side of a window, k side o
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 
 from ltm_det import cpu
 from ltm_det.backbones.common.arguments import check_start, parse_stages
-from ltm_det.backbones.common.convolutional import ConvolutionalBackbone, check_outs
+from ltm_det.backbones.common.convolutional import RULES, ConvolutionalBackbone, check_outs, places
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
-from ltm_det.backbones.efficientvit.arguments import PLAIN, RULES, check_merger, sizes_of
+from ltm_det.backbones.efficientvit.arguments import PLAIN, check_merger, sizes_of
 from ltm_det.backbones.efficientvit.layers import (
     LTMEfficientViTBlock,
     LTMEfficientViTStage,
@@ -96,8 +95,7 @@ class LTMEfficientViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
         super().__init__(init_cfg)
         sizes = sizes_of(arch)
         stages = len(sizes["widths"]) - 1
-        given = dict(out_indices=out_indices, frozen_stages=frozen_stages)
-        check_outs("LTMEfficientViT", given, stages)
+        check_outs("LTMEfficientViT", out_indices, frozen_stages, stages)
         check_start("LTMEfficientViT", init_cfg)
         check_merger(merger)
         if with_cp and not norm_eval:
@@ -119,11 +117,8 @@ class LTMEfficientViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
         self.merging_stages = [*range(PLAIN, stages)]  # stages whose tokens may be merged
         self.depths = [sizes["depths"][i + 1] for i in self.merging_stages]
         ratios, scope, options = parse_stages("LTMEfficientViT", merger, self.depths, 0)
-        total = sum(self.depths)
-        drops = iter(torch.linspace(0, drop_path_rate, total, device="cpu").tolist())
-        before = (block / total for block in range(total))
-        for i, own in zip(self.merging_stages, ratios, strict=True):
-            place = [next(before) for _ in own], [next(drops) for _ in own]
+        where = places(self.depths, drop_path_rate)
+        for i, own, place in zip(self.merging_stages, ratios, where, strict=True):
             self.stages[i] = LTMEfficientViTStage(
                 self.stages[i].blocks, window_size, own, scope, options, *place, with_cp=with_cp
             )
@@ -142,7 +137,7 @@ class LTMEfficientViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
         for stage in self.stages:
             x = stage(x, call) if isinstance(stage, LTMEfficientViTStage) else stage(x)
             maps.append(x)
-        return self.out_maps(maps, self.out_indices)
+        return self.out_maps(maps)
 
     def mergers_by_point(self) -> dict[str, Merger]:
         """The mergers, by the name of their merge point, see :class:`MergePoint`."""

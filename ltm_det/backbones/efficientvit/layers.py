@@ -80,7 +80,7 @@ def merged_map(merger: Merger, x: Tensor, state: Any, window: int, call: Call = 
     return MergedMap(on_maps(windows, here, there), here, there), state
 
 
-class GroupedPointwise(nn.Module):
+class GroupedPointwise(nn.Conv2d):
     """A convolution of 1 x 1 in groups as one batched product: torch runs group by group on a CPU.
 
     Args:
@@ -88,8 +88,9 @@ class GroupedPointwise(nn.Module):
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias, self.groups = conv.weight, conv.bias, conv.groups
+        sizes = dict(groups=conv.groups, bias=conv.bias is not None, device="meta")
+        super().__init__(conv.in_channels, conv.out_channels, 1, **sizes)
+        self.weight, self.bias = conv.weight, conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, D, H, W)."""

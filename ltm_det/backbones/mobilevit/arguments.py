@@ -5,8 +5,7 @@ from typing import Any
 
 from timm.models.byobnet import ByoBlockCfg, ByoModelCfg
 
-from ltm_det.backbones.common.arguments import window
-from ltm_det.basics.arguments import check, check_names, flag, many, number, whole
+from ltm_det.basics.arguments import many, named, number, whole
 from ltm_det.basics.errors import InputError
 
 HEADS = 4  # of every block's attention
@@ -16,38 +15,31 @@ EIGHT = 8  # timm rounds channels to its multiples
 # MobileViT's Table 4 (arXiv 2110.02178), as in timm/models/mobilevit.py. One entry a stage:
 # channels, stride, inverted residuals; then channels and number of its transformer's blocks, 0 for
 # none.
-_STAGES = dict(strides=(1, 2, 2, 2, 2), residuals=(1, 3, 1, 1, 1), depths=(0, 0, 2, 4, 3))
+_STAGES = dict(
+    stem_channels=16,
+    strides=(1, 2, 2, 2, 2),
+    residuals=(1, 3, 1, 1, 1),
+    depths=(0, 0, 2, 4, 3),
+)
 ARCHS: dict[str, dict[str, Any]] = dict(
     xxs=dict(
         _STAGES,
-        stem_channels=16,
         expand_ratio=2,
         channels=(16, 24, 48, 64, 80),
         dims=(0, 0, 64, 80, 96),
     ),
     xs=dict(
         _STAGES,
-        stem_channels=16,
         expand_ratio=4,
         channels=(32, 48, 64, 80, 96),
         dims=(0, 0, 96, 120, 144),
     ),
     s=dict(
         _STAGES,
-        stem_channels=16,
         expand_ratio=4,
         channels=(32, 64, 96, 128, 160),
         dims=(0, 0, 144, 192, 240),
     ),
-)
-RULES = dict(
-    in_channels=whole(1),
-    out_indices=many(whole()),
-    window_size=window,
-    drop_path_rate=number(0, below=1),
-    with_cp=flag,
-    frozen_stages=whole(-1),
-    norm_eval=flag,
 )
 ARCH_RULES = dict(
     stem_channels=whole(1),
@@ -67,33 +59,28 @@ def sizes_of(arch: str | Mapping[str, Any]) -> dict[str, Any]:
         InputError: There is no such model, or its sizes do not go together.
     """
     owner = "LTMMobileViT: arch"
-    if isinstance(arch, str) and arch in ARCHS:
-        return ARCHS[arch]
-    if not isinstance(arch, Mapping):
-        raise InputError(f"{owner}={arch!r}: choose one of {[*ARCHS]}, or give a dict of sizes")
-    check_names(owner, arch, ARCH_RULES)
-    if missing := [name for name in ARCH_RULES if name not in arch]:
-        raise InputError(f"{owner}={dict(arch)} lacks {missing}")
-    check(owner, arch, ARCH_RULES)
-    stages = len(arch["channels"])
+    sizes = named(owner, arch, ARCHS, ARCH_RULES)
+    stages = len(sizes["channels"])
     for name in ("strides", "residuals", "dims", "depths"):
-        if len(arch[name]) != stages:
+        if len(sizes[name]) != stages:
             raise InputError(
-                f"{owner}: {name}={arch[name]!r} has {len(arch[name])} entries for the {stages} "
-                f"stages of channels={arch['channels']!r}: give one for each"
+                f"{owner}: {name}={sizes[name]!r} has {len(sizes[name])} entries for the {stages} "
+                f"stages of channels={sizes['channels']!r}: give one for each"
             )
     for name, by in (("channels", EIGHT), ("dims", HEADS)):
-        if odd := [size for size in arch[name] if size % by]:
+        if odd := [size for size in sizes[name] if size % by]:
             raise InputError(f"{owner}: {name} must be multiples of {by}, got {odd[0]}")
-    for dim, depth in zip(arch["dims"], arch["depths"], strict=True):
+    for dim, depth in zip(sizes["dims"], sizes["depths"], strict=True):
         if bool(dim) != bool(depth):
             raise InputError(
-                f"{owner}: dims={arch['dims']!r} and depths={arch['depths']!r} must be 0 in the "
+                f"{owner}: dims={sizes['dims']!r} and depths={sizes['depths']!r} must be 0 in the "
                 "same stages, those without a transformer"
             )
-    if sum(stride == 2 for stride in arch["strides"]) > 4:
-        raise InputError(f"{owner}: strides={arch['strides']!r} lead beyond 32: at most four are 2")
-    return dict(arch)
+    if sum(stride == 2 for stride in sizes["strides"]) > 4:
+        raise InputError(
+            f"{owner}: strides={sizes['strides']!r} lead beyond 32: at most four are 2"
+        )
+    return sizes
 
 
 def timm_config(sizes: Mapping[str, Any]) -> ByoModelCfg:

@@ -7,7 +7,6 @@ merged window.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 
 from ltm_det import cpu
 from ltm_det.backbones.common.arguments import check_start, parse_stages
-from ltm_det.backbones.common.convolutional import ConvolutionalBackbone, check_outs
+from ltm_det.backbones.common.convolutional import RULES, ConvolutionalBackbone, check_outs, places
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
-from ltm_det.backbones.mobilevit.arguments import PATCH, RULES, sizes_of, timm_config
+from ltm_det.backbones.mobilevit.arguments import PATCH, sizes_of, timm_config
 from ltm_det.backbones.mobilevit.layers import (
     LTMMobileViTBlock,
     LTMMobileViTStage,
@@ -96,8 +95,7 @@ class LTMMobileViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         sizes = sizes_of(arch)
-        given = dict(out_indices=out_indices, frozen_stages=frozen_stages)
-        check_outs("LTMMobileViT", given, len(sizes["channels"]))
+        check_outs("LTMMobileViT", out_indices, frozen_stages, len(sizes["channels"]))
         check_start("LTMMobileViT", init_cfg)
         self.window, self.out_indices = window_size, tuple(out_indices)
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
@@ -113,11 +111,8 @@ class LTMMobileViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
         self.merging_stages = [i for i, depth in enumerate(sizes["depths"]) if depth]
         self.depths = [sizes["depths"][i] for i in self.merging_stages]
         ratios, scope, options = parse_stages("LTMMobileViT", merger, self.depths, 0)
-        total = sum(self.depths)
-        drops = iter(torch.linspace(0, drop_path_rate, total, device="cpu").tolist())
-        before = (block / total for block in range(total))
-        for i, own in zip(self.merging_stages, ratios, strict=True):
-            place = [next(before) for _ in own], [next(drops) for _ in own]
+        where = places(self.depths, drop_path_rate)
+        for i, own, place in zip(self.merging_stages, ratios, where, strict=True):
             block = self.stages[i][-1]
             self.stages[i][-1] = LTMMobileViTBlock(
                 block, window_size, own, scope, options, *place, with_cp=with_cp
@@ -137,7 +132,7 @@ class LTMMobileViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
         for stage in self.stages:
             x = stage(x, call)
             maps.append(x)
-        return self.out_maps(maps, self.out_indices)
+        return self.out_maps(maps)
 
     def mergers_by_point(self) -> dict[str, Merger]:
         """The mergers, by the name of their merge point, see :class:`MergePoint`."""

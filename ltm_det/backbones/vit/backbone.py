@@ -240,8 +240,8 @@ class LTMViT(ViTMergePoints, AccountedLoading, BaseModule):
             x + unmerge(y - y0) and then ``restore``.
         """
         prefix, x = x.split([self.num_prefix, x.shape[1] - self.num_prefix], dim=1)
-        merger, side = self.mergers[str(block)], self.sides[block]
-        merging, merged = tokens.merged(x, merger, side, self.blocks[block], call)
+        merger = self.mergers[str(block)]
+        merging, merged = tokens.merged(x, merger, self.blocks[block], call)
         merged = merged.turned(self.rope_embed, x)
         y0 = merging.merge(x)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ltm_det.backbones.common.attention import attend
 from ltm_det.backbones.common.cues import attention_cues
+from ltm_det.backbones.common.maps import merged_grid, on_maps
 from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.backbones.vit.positions import (
     RotaryPositions,
@@ -60,14 +61,14 @@ class TokenMap(NamedTuple):
         return self.key_bias > SHUT / 2
 
     def merged(
-        self, x: Tensor, merger: Merger, side: int, reader: "LTMViTBlock", call: Call = plain
+        self, x: Tensor, merger: Merger, reader: "LTMViTBlock", call: Call = plain
     ) -> tuple[Merging, "TokenMap"]:
         """How ``merger`` merges x (B, L, C), as a merging of maps, and the map it leads to.
 
         ``reader`` is the block that the merged tokens go to, ``call`` how the merger is called.
         """
         here, valid = self.grid, self.valid(x.device)
-        there = here.shrunk(side) if merger.keeps_grid else here.merged(side)
+        there = merged_grid(here, merger)
         tokens = here.partition(x)
         cues = Cues(size=self.size)
         if merger.reads:
@@ -76,15 +77,8 @@ class TokenMap(NamedTuple):
         at = None
         if not merger.keeps_grid or self.rope is not None:
             at = windows.mean_of(self.places(x).expand(*tokens.shape[:2], -1, -1))
-        merging = Merging(
-            merge=lambda x: there.reverse(windows.merge(here.partition(x))),
-            unmerge=lambda y: here.reverse(windows.unmerge(there.partition(y))),
-            key_bias=windows.key_bias,
-            restore=lambda x, change: here.reverse(
-                windows.update(here.partition(x), there.partition(change))
-            ),
-        )
-        return merging, TokenMap(there, self.dense, windows.key_bias, at, windows.size)
+        merged = TokenMap(there, self.dense, windows.key_bias, at, windows.size)
+        return on_maps(windows, here, there), merged
 
     def places(self, x: Tensor) -> Tensor:
         """(*, k * k, 2), see ``at``; in the dtype of x."""
