@@ -3,7 +3,16 @@
 from ltm_det.backbones.common.merge_points import MergePoint, MergeWatch
 from ltm_det.backbones.efficientvit import LTMEfficientViT
 from ltm_det.backbones.mobilevit import LTMMobileViT
+from ltm_det.backbones.pvt import LTMPVTv2
 from ltm_det.backbones.swin import LTMSwin
 from ltm_det.backbones.vit import LTMViT
 
-__all__ = ["LTMEfficientViT", "LTMMobileViT", "LTMSwin", "LTMViT", "MergePoint", "MergeWatch"]
+__all__ = [
+    "LTMEfficientViT",
+    "LTMMobileViT",
+    "LTMPVTv2",
+    "LTMSwin",
+    "LTMViT",
+    "MergePoint",
+    "MergeWatch",
+]

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
+from ltm_det.backbones import LTMSwin, LTMViT
+from ltm_det.backbones.common.convolutional import ConvolutionalBackbone
 from ltm_det.basics.errors import InputError
 from ltm_det.conversion.ratio_search import merging_depths
 from ltm_det.measure.flops import build_backbone, count_backbone
@@ -110,7 +111,7 @@ def placement(
             return dict(compression_ratio=ratio_of(side, dense.window), merge_at=first + place)
 
         return of_vit, len(dense.blocks) - 1 - first
-    if not isinstance(dense, (LTMSwin, LTMMobileViT, LTMEfficientViT)):
+    if not isinstance(dense, (LTMSwin, ConvolutionalBackbone)):
         raise InputError(f"--budget is of our backbones, but this is {type(dense).__name__}")
     depths, window, dense_blocks = merging_depths(dense)
     given, dense_blocks = own.get("compression_ratio", 0.5), own.get("dense_blocks", dense_blocks)

@@ -22,6 +22,7 @@ MERGED = {  # by dense type
     "LTMViT": "LTMViT",
     "LTMMobileViT": "LTMMobileViT",
     "LTMEfficientViT": "LTMEfficientViT",
+    "LTMPVTv2": "LTMPVTv2",
 }
 
 

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
+from ltm_det.backbones import LTMSwin, LTMViT
+from ltm_det.backbones.common.convolutional import ConvolutionalBackbone
 from ltm_det.measure.timing import time_models
 from ltm_det.merging import check_ratio, kept_side, kept_tokens, ratio_schedule
 from ltm_det.merging.schedule import DenseBlocks
@@ -155,7 +156,7 @@ def space_of(
         ValueError: On a ratio outside (0, 1], or if nothing can be merged.
     """
     own = {k: v for k, v in merger.items() if k not in ("compression_ratio", "merge_at")}
-    if isinstance(dense, (LTMSwin, LTMMobileViT, LTMEfficientViT)):
+    if isinstance(dense, (LTMSwin, ConvolutionalBackbone)):
         space = _staged_space(dense, own, [check_ratio(r) for r in ratios], unit)
     elif isinstance(dense, LTMViT):
         space = _vit_space(dense, own, [check_ratio(r) for r in ratios])
@@ -213,7 +214,7 @@ def merging_depths(dense: nn.Module) -> tuple[list[int], int, DenseBlocks]:
     dense where the merger says nothing of it."""
     if isinstance(dense, LTMSwin):
         return [len(stage.blocks) for stage in dense.stages], dense.stages[0].window, None
-    return dense.depths, dense.window, 0
+    return dense.depths, dense.window, getattr(dense, "dense_by_default", 0)
 
 
 def _vit_space(dense: LTMViT, own: dict[str, Any], ratios: list[float]) -> Space:

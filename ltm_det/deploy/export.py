@@ -15,7 +15,8 @@ from mmdet.models.layers.transformer.utils import AdaptivePadding
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
+from ltm_det.backbones import LTMMobileViT, LTMSwin, LTMViT
+from ltm_det.backbones.common.convolutional import ConvolutionalBackbone
 from ltm_det.basics.files import whole_set
 from ltm_det.deploy.runtime import DTYPE, package
 
@@ -37,7 +38,7 @@ def sample_size(backbone: nn.Module) -> tuple[int, int]:
     elif isinstance(backbone, LTMViT):
         patch = pixels = backbone.patch_embed.patch_size[0]
         window = backbone.window
-    elif isinstance(backbone, (LTMMobileViT, LTMEfficientViT)):
+    elif isinstance(backbone, ConvolutionalBackbone):
         patch, window = 2, backbone.window  # convolutions halve the map
         pixels = backbone.strides[-1] * (2 if isinstance(backbone, LTMMobileViT) else 1)
     else:

@@ -13,6 +13,7 @@ from mmengine.registry import OPTIMIZERS
 
 from ltm_det.backbones.efficientvit import arguments as efficientvit
 from ltm_det.backbones.mobilevit import arguments as mobilevit
+from ltm_det.backbones.pvt import arguments as pvt
 from ltm_det.basics.arguments import arguments_of, nearest
 from ltm_det.basics.errors import InputError
 
@@ -25,6 +26,7 @@ SWINS = ("SwinTransformer", "LTMSwin")
 MOBILE = {
     "LTMMobileViT": (mobilevit.ARCHS, "channels"),
     "LTMEfficientViT": (efficientvit.ARCHS, "widths"),
+    "LTMPVTv2": (pvt.ARCHS, "embed_dims"),
 }
 EXTRACTORS = ("SingleRoIExtractor", "FastRoIExtractor")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")

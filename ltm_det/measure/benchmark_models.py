@@ -27,9 +27,10 @@ PEERS = {  # by the type of our backbone, others' by name; the first is the base
     "LTMViT": {"timm": "TimmViTDet"},
     "LTMMobileViT": {"timm": "TimmMobileViT"},
     "LTMEfficientViT": {"timm": "TimmEfficientViT"},
+    "LTMPVTv2": {"timm": "TimmPVTv2"},
 }
 OURS = {"SwinTransformer": "LTMSwin", **{ours: ours for ours in PEERS}}
-ON_GRIDS = ("LTMEfficientViT",)  # take mergers that keep the grid alone
+ON_GRIDS = ("LTMEfficientViT", "LTMPVTv2")  # take mergers that keep the grid alone
 OF_ANY_MERGER = ("compression_ratio", "scope", "dense_blocks", "merge_at")
 TOLERANCE = 1e-3  # of the largest number on a map
 

@@ -1,4 +1,4 @@
-"""timm's MobileViT and EfficientViT as they are, to measure ours against.
+"""timm's small backbones as they are, to measure ours against.
 
 They are registered under the arguments of ours, with parameters of the same names.
 """
@@ -10,10 +10,12 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from timm.models.byobnet import ByobNet
 from timm.models.efficientvit_mit import EfficientVit
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from ltm_det.backbones.efficientvit import arguments as efficientvit
 from ltm_det.backbones.mobilevit import arguments as mobilevit
+from ltm_det.backbones.pvt import arguments as pvt
 
 
 class TimmStages(BaseModule):
@@ -22,15 +24,18 @@ class TimmStages(BaseModule):
     Args:
         network: timm's.
         out_indices: Stages whose maps are given out.
+        stem: What timm calls what comes before the stages.
     """
 
-    def __init__(self, network: nn.Module, out_indices: Sequence[int]) -> None:
+    def __init__(self, network: nn.Module, out_indices: Sequence[int], stem: str = "stem") -> None:
         super().__init__()
-        self.stem, self.stages, self.out_indices = network.stem, network.stages, out_indices
+        self.first = stem
+        self.add_module(stem, network.get_submodule(stem))
+        self.stages, self.out_indices = network.stages, out_indices
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) to the maps (B, C_i, H_i, W_i) of ``out_indices``."""
-        x, maps = self.stem(x), []
+        x, maps = self.get_submodule(self.first)(x), []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
@@ -62,3 +67,16 @@ class TimmEfficientViT(TimmStages):
         sizes = efficientvit.sizes_of(arch)
         network = EfficientVit(in_channels, num_classes=0, head_widths=(1, 1), **sizes)
         super().__init__(network, out_indices)
+
+
+@MODELS.register_module()
+class TimmPVTv2(TimmStages):
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = "b2",
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        **silent: Any,
+    ) -> None:
+        network = PyramidVisionTransformerV2(in_channels, num_classes=0, **pvt.sizes_of(arch))
+        super().__init__(network, out_indices, stem="patch_embed")

@@ -4,12 +4,18 @@ import pytest
 import torch
 
 from ltm_det.merging import MERGERS as KINDS
-from tests.test_backbones import efficientvit_cases, mobilevit_cases, swin_cases, vit_cases
+from tests.test_backbones import (
+    efficientvit_cases,
+    mobilevit_cases,
+    pvt_cases,
+    swin_cases,
+    vit_cases,
+)
 from tests.test_backbones.checkpoints import randomise
 from tests.test_backbones.harness import LAYOUTS, MASKS, MERGERS, Family, merger_name
 from tests.test_backbones.swin_checkpoints import BACKBONES
 
-CASES = (swin_cases, vit_cases, mobilevit_cases, efficientvit_cases)
+CASES = (swin_cases, vit_cases, mobilevit_cases, efficientvit_cases, pvt_cases)
 FAMILIES = {name: family for cases in CASES for name, family in cases.FAMILIES.items()}
 
 

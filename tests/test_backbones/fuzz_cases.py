@@ -162,10 +162,28 @@ def efficientvit(rng: Random) -> dict[str, Any]:
     return convolutional(rng, "LTMEfficientViT", arch, 3)
 
 
+def pvt(rng: Random) -> dict[str, Any]:
+    stages = rng.choice([1, 2])
+    arch = dict(
+        embed_dims=(8, 16)[:stages],
+        depths=tuple(rng.choice([1, 2]) for _ in range(stages)),
+        num_heads=tuple(rng.choice([1, 2]) for _ in range(stages)),
+        sr_ratios=(rng.choice([1, 2, 8]), 1)[:stages],
+        mlp_ratios=(rng.choice([1, 2]), 1)[:stages],
+    )
+    return normless(convolutional(rng, "LTMPVTv2", arch, stages))
+
+
+def normless(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The config of a backbone without batch norms."""
+    return {name: value for name, value in cfg.items() if name != "norm_eval"}
+
+
 FIRST = dict(LTMSwin=swin, LTMViT=vit)
-LATER = dict(LTMEfficientViT=efficientvit, LTMMobileViT=mobilevit)
-FIRST_SEEDS = 500  # of the first families, which keep them
-FAMILIES = FIRST | LATER
+SECOND = dict(LTMEfficientViT=efficientvit, LTMMobileViT=mobilevit)
+THIRD = dict(LTMPVTv2=pvt)
+UNTIL = {500: FIRST, 600: SECOND, 700: THIRD}  # seeds, which families keep
+FAMILIES = FIRST | SECOND | THIRD
 
 
 def spoil(rng: Random, cfg: dict[str, Any]) -> None:
@@ -183,7 +201,7 @@ def spoil(rng: Random, cfg: dict[str, Any]) -> None:
 def case(seed: int) -> tuple[dict[str, Any], tuple[int, int], bool]:
     """A config, the size of an image, and whether to train on it."""
     rng = Random(seed)
-    families = FIRST if seed < FIRST_SEEDS else LATER
+    families = next(own for end, own in UNTIL.items() if seed < end)
     cfg = families[rng.choice(sorted(families))](rng)
     for _ in range(rng.choice([0, 0, 1, 1, 2])):
         spoil(rng, cfg)
@@ -199,7 +217,7 @@ def sizes(cfg: dict[str, Any], shape: tuple[int, int]) -> list[tuple[int, ...]]:
     if cfg["type"] == "LTMViT":
         return [(cfg["embed_dims"], *(math.ceil(side / cfg["patch_size"]) for side in shape))]
     found = []
-    if cfg["type"] in LATER:
+    if cfg["type"] in SECOND:
         arch = cfg["arch"]
         widths = arch["channels"] if "channels" in arch else arch["widths"][1:]
         shape = tuple(math.ceil(side / 2) for side in shape)
@@ -208,6 +226,12 @@ def sizes(cfg: dict[str, Any], shape: tuple[int, int]) -> list[tuple[int, ...]]:
             shape = tuple(math.ceil(side / stride) for side in shape)
             if i in cfg.get("out_indices", range(1, 9)):
                 found.append((width, *shape))
+        return found
+    if cfg["type"] in THIRD:
+        for i, width in enumerate(cfg["arch"]["embed_dims"]):
+            if i in cfg.get("out_indices", range(4)):
+                stride = 4 * 2**i
+                found.append((width, *(math.ceil(side / stride) for side in shape)))
         return found
     for i, _ in enumerate(cfg["depths"]):
         shape = tuple(math.ceil(side / cfg["strides"][i]) for side in shape)

@@ -33,6 +33,7 @@ class Family(NamedTuple):
             none itself.
         dense: (model, **options) to the dense model of the same weights and options.
         maps: (h, w) of the first map to the shapes (C, h, w) of all.
+        tokens: The side of an image in pixels to that of the first map.
         layouts: By LAYOUTS, options of the merger: merged from the first block on, or later, or in
             two spans.
         depth: Number of blocks to options that give as many, all in one stage.
@@ -61,6 +62,7 @@ class Family(NamedTuple):
     once: str = ".norm1"
     executed: bool = True
     gridless: bool = True
+    tokens: Callable[[int], int] = lambda side: -(-side // 4)
 
     def build(self, merger: dict[str, Any] | None, **options: Any) -> nn.Module:
         """One of random weights, in evaluation mode."""

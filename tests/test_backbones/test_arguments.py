@@ -9,8 +9,9 @@ from mmdet.registry import HOOKS, MODELS
 from ltm_det.backbones.common.arguments import PLACE
 from ltm_det.basics.arguments import arguments_of
 from ltm_det.basics.errors import InputError
+from ltm_det.measure.benchmark_models import ON_GRIDS
 from ltm_det.merging import MERGERS
-from tests.test_backbones import efficientvit_cases, mobilevit_cases
+from tests.test_backbones import efficientvit_cases, mobilevit_cases, pvt_cases
 from tests.test_backbones.fuzz_cases import FAMILIES
 
 SMALL: dict[str, dict[str, Any]] = dict(
@@ -18,6 +19,7 @@ SMALL: dict[str, dict[str, Any]] = dict(
     LTMViT=dict(embed_dims=8, depth=4, num_heads=2, patch_size=4),
     LTMMobileViT=dict(mobilevit_cases.MINI),
     LTMEfficientViT=dict(efficientvit_cases.MINI),
+    LTMPVTv2=dict(pvt_cases.MINI),
 )
 # What else we register, and what it cannot do without.
 OTHERS: dict[str, dict[str, Any]] = dict(SimpleFPN=dict(in_channels=8))
@@ -115,7 +117,7 @@ def test_no_argument_takes_anything(name: str) -> None:
 def test_mergers_in_families(family: str, kind: str) -> None:
     own = arguments_of(MERGERS[kind]).keys() - {*PLACE}
     merger = dict(type=kind, compression_ratio=0.5)
-    if family == "LTMEfficientViT" and not MERGERS[kind].keeps_grid:
+    if family in ON_GRIDS and not MERGERS[kind].keeps_grid:
         with pytest.raises(InputError, match="lie on no grid"):
             build(family, merger=merger)
         return

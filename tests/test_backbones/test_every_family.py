@@ -21,7 +21,13 @@ from ltm_det.engine.config_check import backbone_channels
 from ltm_det.measure import benchmark_models
 from ltm_det.measure.flops import build_backbone, count_backbone
 from ltm_det.pictures.merge_views import view_of
-from tests.test_backbones import efficientvit_cases, mobilevit_cases, swin_cases, vit_cases
+from tests.test_backbones import (
+    efficientvit_cases,
+    mobilevit_cases,
+    pvt_cases,
+    swin_cases,
+    vit_cases,
+)
 from tests.test_backbones.harness import difference, randomise
 
 # Small models of every class, dense, and channels of their maps.
@@ -32,6 +38,7 @@ CASES = dict(
     LTMViT=(VIT, [8]),
     LTMMobileViT=(mobilevit_cases.MINI, [8]),
     LTMEfficientViT=(efficientvit_cases.MINI, [8]),
+    LTMPVTv2=(pvt_cases.MINI, [8]),
 )
 POOL = dict(type="Pool", compression_ratio=0.5)
 LTM = dict(type="LTM", compression_ratio=0.5)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ltm_det.basics.errors import InputError
-from tests.test_backbones.fuzz_cases import build, case, channels, finite, sizes
+from tests.test_backbones.fuzz_cases import UNTIL, build, case, channels, finite, sizes
 
-CASES, CHUNK = 600, 50
+CASES, CHUNK = max(UNTIL), 50
 
 
 def outcome(seed: int) -> bool:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from mmengine.runner import load_checkpoint
 
-from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
+from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMPVTv2, LTMSwin, LTMViT
 from ltm_det.backbones.common import weights
-from tests.test_backbones import efficientvit_cases, mobilevit_cases
+from tests.test_backbones import efficientvit_cases, mobilevit_cases, pvt_cases
 from tests.test_backbones.checkpoints import Detector, randomise
 
 SWIN = dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=4)
@@ -24,6 +24,7 @@ MODELS: dict[str, tuple[Callable, str]] = {
         lambda n=3, **kw: LTMEfficientViT(in_channels=n, **efficientvit_cases.MINI, **kw),
         "stem.in_conv.conv",
     ),
+    "pvt": (lambda n=3, **kw: LTMPVTv2(in_channels=n, **pvt_cases.MINI, **kw), "patch_embed.proj"),
 }
 
 

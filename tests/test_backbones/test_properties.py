@@ -136,7 +136,7 @@ def test_any_size(family, merger, size, window):
     model = family.build(merger, window_size=window)
     for batch in (1, 2):
         outs = model.train(batch == 2)(torch.randn(batch, 3, *size))
-        maps = family.maps(-(-size[0] // 4), -(-size[1] // 4))
+        maps = family.maps(*map(family.tokens, size))
         assert [m.shape for m in outs] == [(batch, *shape) for shape in maps]
         assert all(m.isfinite().all() and m.is_contiguous() for m in outs)
         sum(m.sum() for m in outs).backward()
@@ -189,4 +189,4 @@ def test_inference_mode_changes_nothing_in_other_dtypes(family):
 
 def test_no_image_at_all(family, merger):
     outs = family.build(merger)(some_images(0))
-    assert [m.shape for m in outs] == [(0, *shape) for shape in family.maps(10, 13)]
+    assert [m.shape for m in outs] == [(0, *shape) for shape in family.maps(*map(family.tokens, (37, 50)))]

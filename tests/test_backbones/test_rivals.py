@@ -99,7 +99,7 @@ def test_any_size(family, rival, size):
     model = family.build(rival, window_size=7)
     for batch in (0, 2):
         outs = model.train(batch == 2)(torch.randn(batch, 3, *size))
-        maps = family.maps(-(-size[0] // 4), -(-size[1] // 4))
+        maps = family.maps(*map(family.tokens, size))
         assert [m.shape for m in outs] == [(batch, *shape) for shape in maps]
         assert all(m.isfinite().all() for m in outs)
     sum(m.sum() for m in outs).backward()
