@@ -23,6 +23,7 @@ MERGED = {  # by dense type
     "LTMMobileViT": "LTMMobileViT",
     "LTMEfficientViT": "LTMEfficientViT",
     "LTMPVTv2": "LTMPVTv2",
+    "LTMConvNeXt": "LTMConvNeXt",
 }
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ltm_det.backbones import LTMSwin, LTMViT
+from ltm_det.backbones.common.arguments import OWN
 from ltm_det.backbones.common.convolutional import ConvolutionalBackbone
 from ltm_det.measure.timing import time_models
 from ltm_det.merging import check_ratio, kept_side, kept_tokens, ratio_schedule
@@ -173,7 +174,7 @@ def space_of(
 
 def _staged_space(dense: Any, own: dict[str, Any], ratios: list[float], unit: str) -> Space:
     depths, window, dense_blocks = merging_depths(dense)
-    by_stage = own.get("scope", "stage") == "stage"
+    by_stage = "scope" in OWN[type(dense).__name__] and own.get("scope", "stage") == "stage"
     dense_blocks = own.pop("dense_blocks", dense_blocks)
     if by_stage:
         ratios = _distinct(ratios, window, lambda ratio: kept_side(ratio, window))

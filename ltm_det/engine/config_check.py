@@ -11,6 +11,7 @@ from typing import Any
 from mmdet.registry import DATASETS, MODELS
 from mmengine.registry import OPTIMIZERS
 
+from ltm_det.backbones.convnext import arguments as convnext
 from ltm_det.backbones.efficientvit import arguments as efficientvit
 from ltm_det.backbones.mobilevit import arguments as mobilevit
 from ltm_det.backbones.pvt import arguments as pvt
@@ -27,6 +28,7 @@ MOBILE = {
     "LTMMobileViT": (mobilevit.ARCHS, "channels"),
     "LTMEfficientViT": (efficientvit.ARCHS, "widths"),
     "LTMPVTv2": (pvt.ARCHS, "embed_dims"),
+    "LTMConvNeXt": (convnext.ARCHS, "dims"),
 }
 EXTRACTORS = ("SingleRoIExtractor", "FastRoIExtractor")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")

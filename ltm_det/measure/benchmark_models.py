@@ -28,6 +28,7 @@ PEERS = {  # by the type of our backbone, others' by name; the first is the base
     "LTMMobileViT": {"timm": "TimmMobileViT"},
     "LTMEfficientViT": {"timm": "TimmEfficientViT"},
     "LTMPVTv2": {"timm": "TimmPVTv2"},
+    "LTMConvNeXt": {"timm": "TimmConvNeXt"},
 }
 OURS = {"SwinTransformer": "LTMSwin", **{ours: ours for ours in PEERS}}
 ON_GRIDS = ("LTMEfficientViT", "LTMPVTv2")  # take mergers that keep the grid alone

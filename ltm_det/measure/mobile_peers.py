@@ -9,10 +9,12 @@ from typing import Any
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from timm.models.byobnet import ByobNet
+from timm.models.convnext import ConvNeXt
 from timm.models.efficientvit_mit import EfficientVit
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
+from ltm_det.backbones.convnext import arguments as convnext
 from ltm_det.backbones.efficientvit import arguments as efficientvit
 from ltm_det.backbones.mobilevit import arguments as mobilevit
 from ltm_det.backbones.pvt import arguments as pvt
@@ -80,3 +82,18 @@ class TimmPVTv2(TimmStages):
     ) -> None:
         network = PyramidVisionTransformerV2(in_channels, num_classes=0, **pvt.sizes_of(arch))
         super().__init__(network, out_indices, stem="patch_embed")
+
+
+@MODELS.register_module()
+class TimmConvNeXt(TimmStages):
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = "t",
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        **silent: Any,
+    ) -> None:
+        sizes = convnext.sizes_of(arch)
+        network = ConvNeXt(in_channels, num_classes=0, **convnext.timm_sizes(sizes))
+        network.stages = network.stages[: len(sizes["dims"])]
+        super().__init__(network, out_indices)

@@ -23,16 +23,36 @@ FILES = {
 }
 
 
+# What a row is of, and its file in results/flops.
+PYRAMIDS = {
+    f"{label}, {size}": f"ltm_{name}_{ending}"
+    for name, label in (
+        ("pvtv2_b0", "PVTv2-B0"),
+        ("pvtv2_b2", "PVTv2-B2"),
+        ("convnext_t", "ConvNeXt-T"),
+    )
+    for size, ending in (("800 x 1280", "maskrcnn"), ("224 x 224", "224"))
+}
+
+
 def mobile_gmacs() -> str:
     """Backbones at the paper's sizes, and the paper's own figures."""
-    rows = []
-    for label, (name, paper) in PAPER.items():
-        counts = load(f"flops/{name}.json")
-        dense, merged = (counts[side]["macs"]["backbone"] / GIGA for side in ("dense", "merged"))
-        params = [counts[side]["params"]["backbone"] for side in ("dense", "merged")]
-        more = f"{100 * (params[1] / params[0] - 1):+.1f} %"
-        rows.append([label, pair(dense, merged, 2), more, pair(*paper, 2)])
+    rows = [[label, *counts(name), pair(*paper, 2)] for label, (name, paper) in PAPER.items()]
     return table(["", "backbone GMACs", "parameters", "paper, GFLOPs"], rows)
+
+
+def pyramid_gmacs() -> str:
+    """Backbones of which the paper says nothing."""
+    rows = [[label, *counts(name)] for label, name in PYRAMIDS.items()]
+    return table(["", "backbone GMACs", "parameters"], rows)
+
+
+def counts(name: str) -> tuple[str, str]:
+    """GMACs of a backbone, dense to merged, and how many more parameters it has."""
+    found = load(f"flops/{name}.json")
+    dense, merged = (found[side]["macs"]["backbone"] / GIGA for side in ("dense", "merged"))
+    params = [found[side]["params"]["backbone"] for side in ("dense", "merged")]
+    return pair(dense, merged, 2), f"{100 * (params[1] / params[0] - 1):+.1f} %"
 
 
 def mobile_times() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from statistics import mean
 from typing import Any
 
-from ltm_det.studies.mobile_pages import mobile_gmacs, mobile_times
+from ltm_det.studies.mobile_pages import mobile_gmacs, mobile_times, pyramid_gmacs
 from ltm_det.studies.page_parts import GIGA, MIB, RESULTS, load, pair, table
 
 # Names on the pages, and files of results/flops; the first is its dense twin too.
@@ -34,6 +34,7 @@ CONFIGS += [
     for size in sizes
 ]
 CONFIGS += ["mobilevit_s_maskrcnn", "mobilevit_s_ssdlite", "efficientvit_b1_maskrcnn"]
+CONFIGS += ["pvtv2_b0_maskrcnn", "pvtv2_b2_maskrcnn", "convnext_t_maskrcnn"]
 CONFIGS += [f"dino{version}_{size}_maskrcnn" for version in ("v2", "v3") for size in "sbl"]
 # Detectors on the clock: what a row is of, and the file.
 DETECTORS = {
@@ -234,6 +235,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gmacs-short": lambda: gmacs_of_configs(["swin_s_maskrcnn", "swin_b_maskrcnn"] + CONFIGS[7:8]),
     "mobile-gmacs": mobile_gmacs,
     "mobile-times": mobile_times,
+    "pyramid-gmacs": pyramid_gmacs,
     "detector-times": detector_times,
     "detector-parts": detector_parts,
     "detector-files": detector_files,

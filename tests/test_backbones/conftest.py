@@ -6,6 +6,7 @@ import torch
 from ltm_det.merging import MERGERS as KINDS
 from tests.test_backbones import (
     efficientvit_cases,
+    convnext_cases,
     mobilevit_cases,
     pvt_cases,
     swin_cases,
@@ -15,7 +16,7 @@ from tests.test_backbones.checkpoints import randomise
 from tests.test_backbones.harness import LAYOUTS, MASKS, MERGERS, Family, merger_name
 from tests.test_backbones.swin_checkpoints import BACKBONES
 
-CASES = (swin_cases, vit_cases, mobilevit_cases, efficientvit_cases, pvt_cases)
+CASES = (swin_cases, vit_cases, mobilevit_cases, efficientvit_cases, pvt_cases, convnext_cases)
 FAMILIES = {name: family for cases in CASES for name, family in cases.FAMILIES.items()}
 
 

@@ -174,6 +174,12 @@ def pvt(rng: Random) -> dict[str, Any]:
     return normless(convolutional(rng, "LTMPVTv2", arch, stages))
 
 
+def convnext(rng: Random) -> dict[str, Any]:
+    stages = rng.choice([1, 2])
+    arch = dict(dims=(8, 16)[:stages], depths=tuple(rng.choice([1, 2]) for _ in range(stages)))
+    return normless(convolutional(rng, "LTMConvNeXt", arch, stages))
+
+
 def normless(cfg: dict[str, Any]) -> dict[str, Any]:
     """The config of a backbone without batch norms."""
     return {name: value for name, value in cfg.items() if name != "norm_eval"}
@@ -181,7 +187,7 @@ def normless(cfg: dict[str, Any]) -> dict[str, Any]:
 
 FIRST = dict(LTMSwin=swin, LTMViT=vit)
 SECOND = dict(LTMEfficientViT=efficientvit, LTMMobileViT=mobilevit)
-THIRD = dict(LTMPVTv2=pvt)
+THIRD = dict(LTMConvNeXt=convnext, LTMPVTv2=pvt)
 UNTIL = {500: FIRST, 600: SECOND, 700: THIRD}  # seeds, which families keep
 FAMILIES = FIRST | SECOND | THIRD
 
@@ -228,10 +234,13 @@ def sizes(cfg: dict[str, Any], shape: tuple[int, int]) -> list[tuple[int, ...]]:
                 found.append((width, *shape))
         return found
     if cfg["type"] in THIRD:
-        for i, width in enumerate(cfg["arch"]["embed_dims"]):
+        arch = cfg["arch"]
+        whole = cfg["type"] == "LTMConvNeXt"  # squares alone
+        for i, width in enumerate(arch["dims"] if whole else arch["embed_dims"]):
+            stride = 4 * 2**i
             if i in cfg.get("out_indices", range(4)):
-                stride = 4 * 2**i
-                found.append((width, *(math.ceil(side / stride) for side in shape)))
+                sides = [max(1, s // stride) if whole else math.ceil(s / stride) for s in shape]
+                found.append((width, *sides))
         return found
     for i, _ in enumerate(cfg["depths"]):
         shape = tuple(math.ceil(side / cfg["strides"][i]) for side in shape)

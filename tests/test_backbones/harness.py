@@ -39,12 +39,13 @@ class Family(NamedTuple):
         depth: Number of blocks to options that give as many, all in one stage.
         equal: Options with which tokens of an image of one colour are equal.
         local: Options with which tokens see no further than their surroundings; None where some
-            attention is always global.
+            attention is always global, or convolutions carry on what a window shares.
         unread: Options with which dense blocks do not read padding either.
         fast: Options with which the executors of the CPU serve all of a block.
         sampled: Whether only some of the properties are looked at each time, all with slow tests.
         once: What ends the name of a module that each block calls once.
         executed: Whether there are executors of its blocks for the CPU.
+        attends: Whether there is attention in its blocks.
         gridless: Whether it takes mergers that lose the grid, as convolutions on merged tokens do
             not; its blocks have linear layers then.
     """
@@ -61,6 +62,7 @@ class Family(NamedTuple):
     sampled: bool = False
     once: str = ".norm1"
     executed: bool = True
+    attends: bool = True
     gridless: bool = True
     tokens: Callable[[int], int] = lambda side: -(-side // 4)
 

@@ -11,7 +11,7 @@ from ltm_det.basics.arguments import arguments_of
 from ltm_det.basics.errors import InputError
 from ltm_det.measure.benchmark_models import ON_GRIDS
 from ltm_det.merging import MERGERS
-from tests.test_backbones import efficientvit_cases, mobilevit_cases, pvt_cases
+from tests.test_backbones import convnext_cases, efficientvit_cases, mobilevit_cases, pvt_cases
 from tests.test_backbones.fuzz_cases import FAMILIES
 
 SMALL: dict[str, dict[str, Any]] = dict(
@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = dict(
     LTMMobileViT=dict(mobilevit_cases.MINI),
     LTMEfficientViT=dict(efficientvit_cases.MINI),
     LTMPVTv2=dict(pvt_cases.MINI),
+    LTMConvNeXt=dict(convnext_cases.MINI),
 )
 # What else we register, and what it cannot do without.
 OTHERS: dict[str, dict[str, Any]] = dict(SimpleFPN=dict(in_channels=8))

@@ -3,6 +3,8 @@
 `test_all_families_are_here` fails where a backbone is registered that has no case.
 """
 
+import re
+
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -23,6 +25,7 @@ from ltm_det.measure.flops import build_backbone, count_backbone
 from ltm_det.pictures.merge_views import view_of
 from tests.test_backbones import (
     efficientvit_cases,
+    convnext_cases,
     mobilevit_cases,
     pvt_cases,
     swin_cases,
@@ -39,7 +42,9 @@ CASES = dict(
     LTMMobileViT=(mobilevit_cases.MINI, [8]),
     LTMEfficientViT=(efficientvit_cases.MINI, [8]),
     LTMPVTv2=(pvt_cases.MINI, [8]),
+    LTMConvNeXt=(convnext_cases.MINI, [8]),
 )
+BY_BLOCK = ("LTMConvNeXt",)  # whose MLPs alone are merged, in no other scope
 POOL = dict(type="Pool", compression_ratio=0.5)
 LTM = dict(type="LTM", compression_ratio=0.5)
 
@@ -140,10 +145,12 @@ def test_what_merges_is_drawn_and_told(cfg):
             assert ((abs(sums) < 1e-3) | (abs(sums - 1) < 1e-3)).all() and sums.max() > 0.5
     kept = [share for place in merge_places(model) for share in place["kept"]]
     assert min(kept) < 1 and max(kept) <= 1
-    inside = ("ffn", "mlp", "local_module")  # the MLP's points; the others are blocks
-    last = [name for name in model.dense_points() if not name.endswith(inside)][-1]
-    merged, dense = (m.grid_of_block(last, shape) for m in (model, built(cfg)))
-    assert merged.window < dense.window and merged.width < dense.width
+    block = re.sub(r"\.(ffn|mlp|local_module)$", "", list(model.dense_points())[-1])
+    merged, dense = (m.grid_of_block(block, shape) for m in (model, built(cfg)))
+    if cfg.model.backbone.type in BY_BLOCK:
+        assert merged == dense
+    else:
+        assert merged.window < dense.window and merged.width < dense.width
 
 
 @pytest.mark.slow

@@ -6,9 +6,16 @@ import pytest
 import torch
 from mmengine.runner import load_checkpoint
 
-from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMPVTv2, LTMSwin, LTMViT
+from ltm_det.backbones import (
+    LTMConvNeXt,
+    LTMEfficientViT,
+    LTMMobileViT,
+    LTMPVTv2,
+    LTMSwin,
+    LTMViT,
+)
 from ltm_det.backbones.common import weights
-from tests.test_backbones import efficientvit_cases, mobilevit_cases, pvt_cases
+from tests.test_backbones import convnext_cases, efficientvit_cases, mobilevit_cases, pvt_cases
 from tests.test_backbones.checkpoints import Detector, randomise
 
 SWIN = dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=4)
@@ -25,6 +32,7 @@ MODELS: dict[str, tuple[Callable, str]] = {
         "stem.in_conv.conv",
     ),
     "pvt": (lambda n=3, **kw: LTMPVTv2(in_channels=n, **pvt_cases.MINI, **kw), "patch_embed.proj"),
+    "convnext": (lambda n=3, **kw: LTMConvNeXt(in_channels=n, **convnext_cases.MINI, **kw), "stem.0"),
 }
 
 

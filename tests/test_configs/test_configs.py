@@ -19,7 +19,7 @@ from mmengine.optim import build_optim_wrapper
 NAMES = json.loads((Path(__file__).parent / "parameter_names.json").read_text())
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 # What takes long: the larger sizes, Cascades of other sizes than the demo's, and DINO's patches.
-LARGE = re.compile(r"_[bl]_|_s_cascade|_t_cascade|mobilevit_s_|_b1_|dinov")
+LARGE = re.compile(r"_[bl]_|_s_cascade|_t_cascade|mobilevit_s_|_b1_|pvtv2_b|convnext_t|dinov")
 
 
 def build(config: Config) -> torch.nn.Module:
