@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ltm_det.backbones import LTMSwin, LTMViT
-from ltm_det.backbones.common.arguments import OWN
+from ltm_det.backbones import LTMConvNeXt, LTMSwin, LTMViT
 from ltm_det.backbones.common.convolutional import ConvolutionalBackbone
 from ltm_det.measure.timing import time_models
 from ltm_det.merging import check_ratio, kept_side, kept_tokens, ratio_schedule
@@ -141,7 +140,8 @@ def space_of(
     - Stages, unit 'stage': a stage is dense, or has one of the ratios in the blocks that the
       merger's ``dense_blocks`` leaves to merging.
     - Stages, unit 'block': in stage scope, a stage merges from some block to its end, so there are
-      no refresh points; in block scope every block has its own ratio. ``dense_blocks`` has no say.
+      no refresh points; in block scope, a ConvNeXt's only one, every block has its own ratio.
+      ``dense_blocks`` has no say.
     - ViT: one merge point, before any block.
 
     Ratios at which a window keeps as many tokens as at an earlier one, or all, are left out.
@@ -174,7 +174,7 @@ def space_of(
 
 def _staged_space(dense: Any, own: dict[str, Any], ratios: list[float], unit: str) -> Space:
     depths, window, dense_blocks = merging_depths(dense)
-    by_stage = "scope" in OWN[type(dense).__name__] and own.get("scope", "stage") == "stage"
+    by_stage = own.get("scope", "stage") == "stage" and not isinstance(dense, LTMConvNeXt)
     dense_blocks = own.pop("dense_blocks", dense_blocks)
     if by_stage:
         ratios = _distinct(ratios, window, lambda ratio: kept_side(ratio, window))

@@ -5,8 +5,8 @@ import torch
 
 from ltm_det.merging import MERGERS as KINDS
 from tests.test_backbones import (
-    efficientvit_cases,
     convnext_cases,
+    efficientvit_cases,
     mobilevit_cases,
     pvt_cases,
     swin_cases,

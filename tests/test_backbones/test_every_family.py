@@ -24,8 +24,8 @@ from ltm_det.measure import benchmark_models
 from ltm_det.measure.flops import build_backbone, count_backbone
 from ltm_det.pictures.merge_views import view_of
 from tests.test_backbones import (
-    efficientvit_cases,
     convnext_cases,
+    efficientvit_cases,
     mobilevit_cases,
     pvt_cases,
     swin_cases,

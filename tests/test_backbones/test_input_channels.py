@@ -32,7 +32,10 @@ MODELS: dict[str, tuple[Callable, str]] = {
         "stem.in_conv.conv",
     ),
     "pvt": (lambda n=3, **kw: LTMPVTv2(in_channels=n, **pvt_cases.MINI, **kw), "patch_embed.proj"),
-    "convnext": (lambda n=3, **kw: LTMConvNeXt(in_channels=n, **convnext_cases.MINI, **kw), "stem.0"),
+    "convnext": (
+        lambda n=3, **kw: LTMConvNeXt(in_channels=n, **convnext_cases.MINI, **kw),
+        "stem.0",
+    ),
 }
 
 

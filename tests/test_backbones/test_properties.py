@@ -189,4 +189,6 @@ def test_inference_mode_changes_nothing_in_other_dtypes(family):
 
 def test_no_image_at_all(family, merger):
     outs = family.build(merger)(some_images(0))
-    assert [m.shape for m in outs] == [(0, *shape) for shape in family.maps(*map(family.tokens, (37, 50)))]
+    assert [m.shape for m in outs] == [
+        (0, *shape) for shape in family.maps(*map(family.tokens, (37, 50)))
+    ]

@@ -91,14 +91,18 @@ def test_a_key_too_few_or_too_many_is_an_error(case):
 def test_the_authors_names_are_known():
     """Of PVTv2's and ConvNeXt's own repositories."""
     theirs = {}
-    for key, value in randomise(PyramidVisionTransformerV2(num_classes=3, **PVT)).state_dict().items():
+    for key, value in (
+        randomise(PyramidVisionTransformerV2(num_classes=3, **PVT)).state_dict().items()
+    ):
         for stage in range(2):
             key = key.replace(f"stages.{stage}.downsample", f"patch_embed{stage + 1}")
             key = key.replace(f"stages.{stage}.blocks", f"block{stage + 1}")
             key = key.replace(f"stages.{stage}.norm", f"norm{stage + 1}")
         key = key.replace("patch_embed.", "patch_embed1.").replace(".dwconv.", ".dwconv.dwconv.")
         theirs[key] = value
-    assert {"patch_embed2.norm.bias", "block1.1.mlp.dwconv.dwconv.weight", "norm2.bias"} <= {*theirs}
+    assert {"patch_embed2.norm.bias", "block1.1.mlp.dwconv.dwconv.weight", "norm2.bias"} <= {
+        *theirs
+    }
     note = load_accounted(PVTV2, LTMPVTv2(arch=PVT, out_indices=(1,)), theirs)
     assert note == "in the checkpoint, not needed: head.weight, head.bias"
     theirs = {}
@@ -184,7 +188,9 @@ def test_merged_queries_ask_the_whole_map():
 def test_merged_mlps_are_of_the_convolutions_output():
     """Of windows of 4 x 4 tokens the quarters' means, each of four; the way back copies."""
     merger = dict(type="Pool", compression_ratio=0.25)
-    model = randomise(LTMConvNeXt(arch=dict(dims=(8,), depths=(2,)), out_indices=(0,), merger=merger))
+    model = randomise(
+        LTMConvNeXt(arch=dict(dims=(8,), depths=(2,)), out_indices=(0,), merger=merger)
+    )
     x = torch.randn(1, 3, 32, 48)
     with torch.no_grad():
         (found,) = model(x)
@@ -195,8 +201,6 @@ def test_merged_mlps_are_of_the_convolutions_output():
         change = (block.gamma * block.mlp(block.norm(z))).permute(0, 3, 1, 2)
         out = t + F.interpolate(change, scale_factor=2, mode="nearest")
     assert difference([found], [out]) < 1e-5
-
-
 
 
 def _pooling(height: int, width: int) -> torch.Tensor:

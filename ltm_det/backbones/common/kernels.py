@@ -86,6 +86,6 @@ def check_keeps_grid(owner: str, merger: Mapping[str, Any] | None) -> None:
     kind = merger.get("type") if isinstance(merger, Mapping) else None
     if isinstance(kind, str) and kind in MERGERS and not MERGERS[kind].keeps_grid:
         raise InputError(
-            f"{owner}: tokens merged by type {kind!r} lie on no grid, which the convolutions in its "
-            f"blocks read: choose one of {[k for k, own in MERGERS.items() if own.keeps_grid]}"
+            f"{owner}: tokens merged by type {kind!r} lie on no grid, which the convolutions in "
+            f"its blocks read: choose one of {[k for k, own in MERGERS.items() if own.keeps_grid]}"
         )
