@@ -171,18 +171,25 @@ def pvt(rng: Random) -> dict[str, Any]:
         sr_ratios=(rng.choice([1, 2, 8]), 1)[:stages],
         mlp_ratios=(rng.choice([1, 2]), 1)[:stages],
     )
-    return normless(convolutional(rng, "LTMPVTv2", arch, stages))
+    return pyramid(rng, "LTMPVTv2", arch, stages)
 
 
 def convnext(rng: Random) -> dict[str, Any]:
     stages = rng.choice([1, 2])
     arch = dict(dims=(8, 16)[:stages], depths=tuple(rng.choice([1, 2]) for _ in range(stages)))
-    return normless(convolutional(rng, "LTMConvNeXt", arch, stages))
+    return pyramid(rng, "LTMConvNeXt", arch, stages)
 
 
-def normless(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The config of a backbone without batch norms."""
-    return {name: value for name, value in cfg.items() if name != "norm_eval"}
+def pyramid(rng: Random, kind: str, arch: dict[str, Any], stages: int) -> dict[str, Any]:
+    """As `convolutional`, without batch norms, of stages that all merge."""
+    cfg = convolutional(rng, kind, arch, stages)
+    cfg.pop("norm_eval", None)
+    merger = cfg["merger"] or {}
+    if merger.get("dense_blocks") == [[0]]:
+        merger["dense_blocks"] = [[0]] * stages
+    if kind == "LTMConvNeXt" and rng.random() < 0.9:
+        merger.pop("scope", None)
+    return cfg
 
 
 FIRST = dict(LTMSwin=swin, LTMViT=vit)
