@@ -4,7 +4,7 @@ Each function reads what it needs when it is called, and makes Markdown.
 """
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from statistics import mean
 from typing import Any
 
@@ -38,12 +38,20 @@ CONFIGS += ["pvtv2_b0_maskrcnn", "pvtv2_b2_maskrcnn", "convnext_t_maskrcnn"]
 CONFIGS += [f"dino{version}_{size}_maskrcnn" for version in ("v2", "v3") for size in "sbl"]
 # Detectors on the clock: what a row is of, and the file.
 DETECTORS = {
-    "Mask R-CNN Swin-S, 800 x 1280": "detector_avx2",
+    "AMD: Mask R-CNN Swin-S, 800 x 1280": "detector_avx2",
     "the same, four images": "detector_batch_avx2",
     "the same, beside two busy processes": "detector_loaded_avx2",
     "Cascade Mask R-CNN Swin-S, 800 x 1280": "detector_cascade_avx2",
     "Mask R-CNN ViT-B, 1024 x 1024": "detector_vit_avx2",
+    "Intel: Mask R-CNN Swin-S, 800 x 1280": "detector_intel",
+    "the same, beside two processes": "detector_intel_loaded",
+    "Cascade Mask R-CNN Swin-S": "detector_intel_cascade",
+    "Mask R-CNN ViT-B": "detector_intel_vit",
 }
+FRONT = [  # those of the README
+    *("detector_avx2", "detector_loaded_avx2"),
+    *("detector_intel", "detector_intel_loaded", "detector_intel_vit"),
+]
 
 
 def gmacs(name: str) -> tuple[float, float, float, float]:
@@ -93,9 +101,11 @@ def base_of(row: dict[str, Any]) -> str:
     return f"1.00 ({row['median_ms'] / 1e3:.1f} s)"
 
 
-def detector_times() -> str:
+def detector_times(names: Collection[str] = tuple(DETECTORS.values())) -> str:
     rows = []
     for label, name in DETECTORS.items():
+        if name not in names:
+            continue
         found = timed(name)
         base = next(row for row in found.values() if row["ratio"] == 1)
         kinds = ("torchvision", "dense", "merged", "dense+lean", "merged+lean")
@@ -149,8 +159,7 @@ def backbone_times() -> str:
         ("AMD EPYC, AVX2, idle", "swin_avx2", 0),
         ("the same, beside two busy processes", "swin_loaded", 2),
         ("beside four", "swin_loaded", 4),
-        ("Intel Xeon, AMX, idle", "swin_intel", 0),
-        ("the same, work on other cores", "swin_intel_busy_neighbours", 0),
+        ("Intel Xeon, AVX-512, idle", "swin_intel", 0),
         ("beside two busy processes", "swin_intel_loaded", 2),
         ("beside four", "swin_intel_loaded", 4),
     ):
@@ -237,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mobile-times": mobile_times,
     "pyramid-gmacs": pyramid_gmacs,
     "detector-times": detector_times,
+    "detector-times-short": lambda: detector_times(FRONT),
     "detector-parts": detector_parts,
     "detector-files": detector_files,
     "picture-memory": picture_memory,

@@ -172,6 +172,19 @@ def test_tokens_join_the_cells_that_they_resemble():
     assert mixed[0] > 0.2 and mixed[1] < 1e-3
 
 
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_no_share_is_a_denormal_number(mask, padded):
+    """They are nothing, and their products take an Intel CPU twenty times as long."""
+    valid = (torch.arange(49) < 30) if padded else None
+    merger = LTM(16, 7, 25, mask=mask).float().eval()
+    merging, _ = merger(torch.randn(64, 49, 16).float(), None, valid)
+    eye, kept = torch.eye(49).float(), torch.eye(25).float()
+    for shares in (merging.merge(eye.expand(64, -1, -1)), merging.unmerge(kept.expand(64, -1, -1))):
+        assert shares.dtype == torch.float32
+        assert not ((shares > 0) & (shares < torch.finfo(torch.float32).tiny)).any()
+
+
 def test_the_tokens_own_path_starts_at_nothing():
     x = torch.randn(3, 49, DIM)
     ltm = LTM(DIM, 7, 25, detail=0.3)
