@@ -187,6 +187,9 @@ def pyramid(rng: Random, kind: str, arch: dict[str, Any], stages: int) -> dict[s
     merger = cfg["merger"] or {}
     if merger.get("dense_blocks") == [[0]]:
         merger["dense_blocks"] = [[0]] * stages
+    if kind == "LTMPVTv2" and merger and not MERGERS[merger["type"]].keeps_grid:
+        if rng.random() < 0.8:
+            cfg["merger"] = dict(type="Pool", compression_ratio=merger["compression_ratio"])
     if kind == "LTMConvNeXt" and rng.random() < 0.9:
         merger.pop("scope", None)
     return cfg
