@@ -1,6 +1,8 @@
 """Tables of the small families' page, from the files in results/."""
 
-from ltm_det.studies.page_parts import GIGA, load, pair, table
+from typing import Any
+
+from ltm_det.studies.page_parts import GIGA, aged, load, pair, table
 
 # What a row is of, its file in results/flops, and the paper's GFLOPs (arXiv 2407.15219), of
 # classifiers with their heads, by its own count.
@@ -21,18 +23,9 @@ FILES = {
     for name, label in (("mobilevit_s", "MobileViT-S"), ("efficientvit_b1", "EfficientViT-B1"))
     for ending, ratio in (("", 0.5), ("_640", 0.5), ("_quarter", 0.25))
 }
-
-
-# What a row is of, and its file in results/flops.
-PYRAMIDS = {
-    f"{label}, {size}": f"ltm_{name}_{ending}"
-    for name, label in (
-        ("pvtv2_b0", "PVTv2-B0"),
-        ("pvtv2_b2", "PVTv2-B2"),
-        ("convnext_t", "ConvNeXt-T"),
-    )
-    for size, ending in (("800 x 1280", "maskrcnn"), ("224 x 224", "224"))
-}
+# The same of backbones of which the paper says nothing, and their files in results/flops by image.
+PYRAMIDS = dict(pvtv2_b0="PVTv2-B0", pvtv2_b2="PVTv2-B2", convnext_t="ConvNeXt-T")
+SIZES = {"800 x 1280": "maskrcnn", "224 x 224": "224"}
 
 
 def mobile_gmacs() -> str:
@@ -43,7 +36,11 @@ def mobile_gmacs() -> str:
 
 def pyramid_gmacs() -> str:
     """Backbones of which the paper says nothing."""
-    rows = [[label, *counts(name)] for label, name in PYRAMIDS.items()]
+    rows = [
+        [f"{label}, {size}", *counts(f"ltm_{name}_{ending}")]
+        for name, label in PYRAMIDS.items()
+        for size, ending in SIZES.items()
+    ]
     return table(["", "backbone GMACs", "parameters"], rows)
 
 
@@ -56,14 +53,23 @@ def counts(name: str) -> tuple[str, str]:
 
 
 def mobile_times() -> str:
+    return times(FILES)
+
+
+def pyramid_times() -> str:
+    return times({name: (label, "") for name, label in PYRAMIDS.items()})
+
+
+def times(files: dict[str, tuple[str, Any]]) -> str:
     """Ratios to timm's model, which takes turns with ours."""
     rows = []
-    for name, (label, kept) in FILES.items():
-        for found in load(f"bench/{name}.json")["rows"]:
-            model = found["model"] + (f" {kept}" if found["model"] == "merged" else "")
+    for name, (label, kept) in files.items():
+        file = load(f"bench/{name}.json")
+        for found in file["rows"]:
+            model = found["model"] + (f" {kept}" if kept and found["model"] == "merged" else "")
             size = "{} x {}".format(*found["shape"]), str(found["batch"]), model
             time = f"{found['median_ms']:.0f}"
             quartiles = " to ".join(f"{q:.2f}" for q in found["quartiles"])
-            rows.append([label, *size, time, f"{found['ratio']:.2f}", quartiles])
+            rows.append([label + aged(file), *size, time, f"{found['ratio']:.2f}", quartiles])
     head = ["backbone", "image", "batch", "model", "median ms", "of timm's", "quartiles"]
     return table(head, rows)
