@@ -8,7 +8,12 @@ from collections.abc import Callable, Collection
 from statistics import mean
 from typing import Any
 
-from ltm_det.studies.mobile_pages import mobile_gmacs, mobile_times, pyramid_gmacs
+from ltm_det.studies.mobile_pages import (
+    mobile_gmacs,
+    mobile_times,
+    pyramid_gmacs,
+    pyramid_times,
+)
 from ltm_det.studies.page_parts import GIGA, MIB, RESULTS, aged, load, pair, table
 
 # Names on the pages, and files of results/flops; the first is its dense twin too.
@@ -246,6 +251,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "mobile-gmacs": mobile_gmacs,
     "mobile-times": mobile_times,
     "pyramid-gmacs": pyramid_gmacs,
+    "pyramid-times": pyramid_times,
     "detector-times": detector_times,
     "detector-times-short": lambda: detector_times(FRONT),
     "detector-parts": detector_parts,
