@@ -57,7 +57,8 @@ def mobile_times() -> str:
 
 
 def pyramid_times() -> str:
-    return times({name: (label, "") for name, label in PYRAMIDS.items()})
+    files: dict[str, tuple[str, Any]] = {name: (label, "") for name, label in PYRAMIDS.items()}
+    return times(files | dict(convnext_t_half=("ConvNeXt-T", "0.5 in all stages")))
 
 
 def times(files: dict[str, tuple[str, Any]]) -> str:
