@@ -42,6 +42,8 @@ from ltm_det.merging.seeds import farthest_points
 SHARE_FLOOR = 1e-4
 UPDATES = ("learned", "gradient")
 SEEDS = ("grid", "farthest")
+# What is not the paper's: as it is without a word, and as ``paper=True`` leaves it out.
+OURS = dict(affinity=(100.0, 0.0), detail=(0.25, 0.0), proportional=(True, False))
 
 
 class LTM(Merger):
@@ -85,6 +87,8 @@ class LTM(Merger):
         proportional: Whether attention among the merged tokens counts each one as often as it has
             sources, by the logarithm of its column of G, summed, added to the logits (as in ToMe,
             arXiv 2210.09461).
+        paper: Whether the mask is the paper's alone: without attraction, own path and proportional
+            attention, as ``affinity=0, detail=0, proportional=False``.
         clusters, classes, beta: With 'gradient', of :class:`.bottleneck.BottleneckStep`; None for
             its defaults.
     """
@@ -101,6 +105,7 @@ class LTM(Merger):
         seeds=choice(SEEDS),
         detail=number(0, most=100),
         proportional=flag,
+        paper=flag,
     )
     def __init__(
         self,
@@ -117,18 +122,27 @@ class LTM(Merger):
         detail: float = 0.25,
         proportional: bool = True,
         depth: float = 0.0,
+        paper: bool = False,
         clusters: int | None = None,
         classes: int | None = None,
         beta: float | None = None,
     ) -> None:
         super().__init__(dim, window, tokens, chained, depth)
-        given = dict(beta=beta, classes=classes, clusters=clusters)
-        bottleneck: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        extra = dict(beta=beta, classes=classes, clusters=clusters)
+        bottleneck: dict[str, Any] = {k: v for k, v in extra.items() if v is not None}
         if bottleneck and update == "learned":
             raise InputError(
                 f"LTM: update='learned' has no options {sorted(bottleneck)}: they are of "
                 "update='gradient'"
             )
+        if paper:
+            given = dict(affinity=affinity, detail=detail, proportional=proportional)
+            if seeds != "grid" or any(value not in OURS[name] for name, value in given.items()):
+                raise InputError(
+                    f"LTM: paper=True leaves out what is not the paper's: seeds={seeds!r} and "
+                    f"{given} do not go with it"
+                )
+            affinity, detail, proportional = 0.0, 0.0, False
         if seeds != "grid" and not affinity:
             raise InputError(
                 f"LTM: seeds={seeds!r} takes an affinity above 0, by which tokens join them"
