@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm.task
+import timm
+from torch import nn
 
 from ltm_det.basics.errors import InputError
 from ltm_det.classifiers import IBLoss
@@ -40,19 +41,29 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def task_with_bound(settings: dict[str, Any]) -> type[timm.task.ClassificationTask]:
-    """The task that timm's train.py makes of model and loss, its loss in an `IBLoss`.
+def add_bound(settings: dict[str, Any]) -> None:
+    """Puts an `IBLoss` round the loss of the task that timm's train.py makes of it and a model.
 
     Args:
         settings: Of `IBLoss`.
+
+    Raises:
+        InputError: This timm has no tasks.
     """
+    try:
+        import timm.task
+    except ImportError:
+        raise InputError(
+            f"--ib-weight needs timm 1.0.23 or later, but this is {timm.__version__}: install "
+            "that, or put an IBLoss round the loss in your copy of train.py"
+        ) from None
 
     class BottleneckTask(timm.task.ClassificationTask):
-        def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
             super().__init__(model, *args, **kwargs)
             self.criterion = IBLoss(self.criterion, model, **settings)
 
-    return BottleneckTask
+    timm.task.ClassificationTask = BottleneckTask
 
 
 def run(args: argparse.Namespace) -> None:
@@ -64,14 +75,8 @@ def run(args: argparse.Namespace) -> None:
             f"repository, of the version that is installed, {timm.__version__}"
         )
     if args.ib_weight is not None:
-        timm.task.ClassificationTask = task_with_bound(
-            dict(
-                weight=args.ib_weight,
-                begin=args.ib_begin,
-                interval=args.ib_interval,
-                num_clusters=args.ib_clusters,
-            )
-        )
+        settings = dict(weight=args.ib_weight, begin=args.ib_begin, interval=args.ib_interval)
+        add_bound(settings | dict(num_clusters=args.ib_clusters))
     sys.argv = [str(script), *args.words]
     sys.path.insert(0, str(script.resolve().parent))  # as Python does for a script
     runpy.run_path(str(script), run_name="__main__")

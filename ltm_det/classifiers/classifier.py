@@ -165,9 +165,17 @@ def check_token(global_pool: str | None) -> None:
 
 def linear(features: int, classes: int) -> nn.Module:
     """A classifier as timm's transformers start it; without classes nothing."""
-    if not classes:
-        return nn.Identity()
-    layer = nn.Linear(features, classes)
-    nn.init.trunc_normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
-    return layer
+    return started(nn.Linear(features, classes)) if classes else nn.Identity()
+
+
+def started(model: nn.Module) -> nn.Module:
+    """A model whose linear layers and tables of positions begin as those of timm's transformers."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        table = getattr(module, "relative_position_bias_table", None)
+        if table is not None:
+            nn.init.trunc_normal_(table, std=0.02)
+    return model

@@ -11,7 +11,7 @@ import timm
 from timm.layers import ClassifierHead
 
 from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMSwin
-from ltm_det.classifiers.classifier import Classifier, TokenClassifier, check_token, linear
+from ltm_det.classifiers.classifier import Classifier, TokenClassifier, check_token, linear, started
 from ltm_det.classifiers.vit import ClassTokenViT
 
 
@@ -133,7 +133,10 @@ def swin(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.1,
 ) -> Classifier:
-    """A Swin whose last map is normed, pooled, and read by a linear layer."""
+    """A Swin whose last map is normed, pooled, and read by a linear layer.
+
+    Windows of the last stage never shift: of an image of 224 x 224 there is one, as timm has it.
+    """
     backbone = LTMSwin(
         embed_dims=embed_dims,
         depths=depths,
@@ -143,7 +146,9 @@ def swin(
         drop_path_rate=drop_path_rate,
         merger=merger,
     )
-    backbone.init_weights()  # the others begin as they are built
+    started(backbone)
+    for block in backbone.stages[-1].blocks:
+        block.attn.shift = 0
     features = embed_dims * 8
     head = ClassifierHead(features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
     head.fc = linear(head.num_features, num_classes)

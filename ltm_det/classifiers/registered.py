@@ -37,11 +37,11 @@ MODELS: dict[str, tuple[Callable[..., Classifier], dict[str, Any]]] = {
     ),
     "ltm_swin_tiny_patch4_window7_224": (
         partial(swin, 96, (2, 2, 6, 2), (3, 6, 12, 24)),
-        dict(compression_ratio=0.51),
+        dict(compression_ratio=[1, 0.51, 0.51, 1]),
     ),
     "ltm_swin_base_patch4_window7_224": (
         partial(swin, 128, (2, 2, 18, 2), (4, 8, 16, 32)),
-        dict(compression_ratio=0.51),
+        dict(compression_ratio=[1, 1, 0.51, 1]),
     ),
 }
 # What may be given to timm.create_model: of ours, and of timm's.
