@@ -78,11 +78,12 @@ class IBLoss(nn.Module):
         self.watch = MergeWatch(model.backbone)
         if not self.watch.names:
             raise InputError("IBLoss: the model merges nowhere: leave the loss as it is")
-        self.mergers = [model.backbone.mergers_by_point]  # in a list: no part of the loss
+        self.mergers = model.backbone.mergers_by_point
         self.bottleneck = Bottleneck(
             self.watch.names, model.num_classes, num_clusters, beta, capacity
         )
         self.steps, self.pixels = 0, None
+        self.to_give = False  # centroids to mask modules, which no backward pass may wait for
         self.watch.__enter__()
         model.backbone.register_forward_pre_hook(self._before_pass)
 
@@ -93,6 +94,9 @@ class IBLoss(nn.Module):
     def _before_pass(self, backbone: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Keeps the pixels X of the batch, (B, 3 * crop * crop)."""
         if backbone.training:
+            if self.to_give:
+                self.bottleneck.give(self.mergers())
+                self.to_give = False
             self.pixels = F.adaptive_avg_pool2d(args[0].detach().float(), self.crop).flatten(1)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -134,8 +138,7 @@ class IBLoss(nn.Module):
                 f"IBLoss: {gathered} samples on this rank are too few for "
                 f"{self.bottleneck.clusters} clusters; nothing is refreshed"
             )
-        elif first:
-            self.bottleneck.give(self.mergers[0]())
+        self.to_give |= first and self.bottleneck.ready
         for name, found in summaries.items():
             told = ("ib", "information_x", "information_y", "bound", "input_term")
             told = ", ".join(f"{key} {found[key]:.3f}" for key in told)
@@ -143,12 +146,13 @@ class IBLoss(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return dict(steps=self.steps, bottleneck=self.bottleneck.state_dict())
+        own = dict(steps=self.steps, to_give=self.to_give)
+        return own | dict(bottleneck=self.bottleneck.state_dict())
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Raises ValueError if the state is of other points, classes or clusters."""
         self.bottleneck.load_state_dict(state["bottleneck"])
-        self.steps = state["steps"]
+        self.steps, self.to_give = state["steps"], state["to_give"]
 
 
 def classifier_in(model: nn.Module) -> Classifier:

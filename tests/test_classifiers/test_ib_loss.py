@@ -47,6 +47,7 @@ def run(loss, model, steps=1, start=0):
     for seed in range(start, start + steps):
         images, target = batch(seed)
         found = loss(model(images), target)
+        found.backward()
     return found
 
 
@@ -164,6 +165,8 @@ def test_masks_by_the_bounds_gradient_are_given_it():
     model = classifier(dict(LTM, **options))
     loss = IBLoss(nn.CrossEntropyLoss(), model, **SETTINGS)
     run(loss, model, 2)
+    assert loss.bottleneck.ready  # which the next pass brings to the mask modules
+    run(loss, model, 1, start=2)
     for name, merger in model.backbone.mergers_by_point().items():
         torch.testing.assert_close(merger.step.centroids.data, loss.bottleneck.centroids[name])
 

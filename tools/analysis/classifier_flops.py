@@ -1,30 +1,23 @@
 """Count the GMACs and parameters of a classifier for timm, dense and merged side by side.
 
+    python tools/analysis/classifier_flops.py ltm_mobilevit_s --side 256
+
 Whole models, heads included, by the conventions of ltm_det.measure.flops.
 """
 
 import argparse
+import json
+import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import timm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from ltm_det.basics.files import write_text  # noqa: E402
 from ltm_det.classifiers import MODELS, Classifier  # noqa: E402
-from ltm_det.cli.common import OutputFile, command, new_parser, typed, write_json  # noqa: E402
 from ltm_det.measure.flops import Counts, as_table, count_backbone  # noqa: E402
-
-EXAMPLE = "ltm_mobilevit_s --side 256"
-
-
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = new_parser(__doc__, EXAMPLE)
-    parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--side", type=int, default=224, help="of the image, in pixels")
-    parser.add_argument("--json", type=OutputFile(), metavar="FILE", help="write the counts here")
-    return parser.parse_args(words)
 
 
 def count(model: Classifier, shape: tuple[int, int]) -> Counts:
@@ -35,7 +28,12 @@ def count(model: Classifier, shape: tuple[int, int]) -> Counts:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--side", type=int, default=224, help="of the image, in pixels")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here too")
+    args = parser.parse_args()
     shape = (args.side, args.side)
     counts = {
         side: count(timm.create_model(args.model, merger=merger), shape)
@@ -43,11 +41,12 @@ def run(args: argparse.Namespace) -> None:
     }
     print(f"{args.model} at {args.side} x {args.side}")
     print(as_table(counts))
-    kept = {side: count._asdict() for side, count in counts.items()}
-    write_json(args.json, dict(command=typed(), model=args.model, shape=shape, **kept))
+    if args.json is not None:
+        command = shlex.join(["python", *sys.argv])
+        kept = {side: found._asdict() for side, found in counts.items()}
+        found = dict(command=command, model=args.model, shape=shape, **kept)
+        write_text(args.json, json.dumps(found, indent=2) + "\n")
 
-
-main = command(parse, run)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
