@@ -30,8 +30,8 @@ class IBLoss(nn.Module):
 
     It acts in training passes alone, sees the model's passes by hooks, which have to be there
     before it is compiled, and works on several ranks and under autocast. What it has gathered is
-    in its own state dict, not in the model's: without that, a resumed run has no bound until the
-    next refresh.
+    in its own state dict, not in the model's: without that, a resumed run counts its steps from 0
+    again, and has no bound until the next refresh.
 
     Args:
         loss: Of logits (B, Y), and of classes (B,) or their probabilities (B, Y).

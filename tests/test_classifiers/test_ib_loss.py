@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,12 @@ from timm.data import Mixup
 from timm.layers import ClassifierHead
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import distributed, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
 
+import ltm_det  # noqa: F401  first: a spawned rank imports this file, and needs mmdet's models
+
+# isort: split
 from ltm_det.basics.errors import InputError
 from ltm_det.classifiers import Classifier, IBLoss
 from ltm_det.ib import assign, bound, class_cost
@@ -213,3 +218,39 @@ def test_models_without_merging_are_told():
         IBLoss(nn.CrossEntropyLoss(), classifier(None), **SETTINGS)
     with pytest.raises(InputError, match="Linear is no classifier of ltm_det"):
         IBLoss(nn.CrossEntropyLoss(), nn.Linear(2, 2), **SETTINGS)
+
+
+def run_rank(rank: int, folder: Path) -> None:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2
+    )
+    model = classifier(dict(LTM, update="gradient", clusters=4, classes=CLASSES))
+    loss = IBLoss(nn.CrossEntropyLoss(), model, **SETTINGS)
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for step in range(4):
+        images, target = batch(10 * step + rank)
+        optimizer.zero_grad()
+        loss(wrapped(images), target).backward()
+        optimizer.step()
+    state = dict(weights=dict(model.named_parameters()), centroids=loss.bottleneck.centroids)
+    torch.save(state, folder / f"{rank}.pth")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_have_one_bottleneck_and_one_model(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=run_rank, args=(rank, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(200)
+        process.kill()
+        assert process.exitcode == 0
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
+    for part in ("weights", "centroids"):
+        assert first[part] and first[part].keys() == second[part].keys()
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), name
