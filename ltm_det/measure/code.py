@@ -26,6 +26,12 @@ def code_of(files: Sequence[str]) -> dict[str, Any]:
     return dict(files=sorted(files), sha256=total.hexdigest())
 
 
+def is_as_it_was(kept: dict[str, Any]) -> bool:
+    """Whether the code is still that of which `code_of` kept this."""
+    there = all((PACKAGE / file).is_file() for file in kept["files"])
+    return there and code_of(kept["files"]) == kept
+
+
 def files_run(folders: Sequence[str]) -> list[str]:
     """All files of some folders of the package, and those of `RUN` that they import, and so on: not
     what other families of backbones have for themselves."""

@@ -1,6 +1,6 @@
 """Tables of the small families' page, from the files in results/."""
 
-from ltm_det.studies.page_parts import GIGA, load, pair, table
+from ltm_det.studies.page_parts import GIGA, aged, load, pair, table
 
 # What a row is of, its file in results/flops, and the paper's GFLOPs (arXiv 2407.15219), of
 # classifiers with their heads, by its own count.
@@ -39,11 +39,12 @@ def mobile_times() -> str:
     """Ratios to timm's model, which takes turns with ours."""
     rows = []
     for name, (label, kept) in FILES.items():
-        for found in load(f"bench/{name}.json")["rows"]:
+        file = load(f"bench/{name}.json")
+        for found in file["rows"]:
             model = found["model"] + (f" {kept}" if found["model"] == "merged" else "")
             size = "{} x {}".format(*found["shape"]), str(found["batch"]), model
             time = f"{found['median_ms']:.0f}"
             quartiles = " to ".join(f"{q:.2f}" for q in found["quartiles"])
-            rows.append([label, *size, time, f"{found['ratio']:.2f}", quartiles])
+            rows.append([label + aged(file), *size, time, f"{found['ratio']:.2f}", quartiles])
     head = ["backbone", "image", "batch", "model", "median ms", "of timm's", "quartiles"]
     return table(head, rows)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from ltm_det.measure.code import is_as_it_was
 from ltm_det.studies.runs import ROOT
 
 RESULTS = ROOT / "results"
@@ -21,3 +22,8 @@ def load(name: str) -> dict[str, Any]:
 
 def pair(dense: float, merged: float, digits: int = 1) -> str:
     return f"{dense:.{digits}f} to {merged:.{digits}f} ({merged / dense:.2f})"
+
+
+def aged(timed: dict[str, Any]) -> str:
+    """What a row's label ends with where the code that its file timed has changed since."""
+    return "" if is_as_it_was(timed["code"]) else f" (`{timed['commit'][:7]}`)"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ltm_det.studies.classifier_pages import classifier_gmacs
 from ltm_det.studies.mobile_pages import mobile_gmacs, mobile_times
-from ltm_det.studies.page_parts import GIGA, MIB, RESULTS, load, pair, table
+from ltm_det.studies.page_parts import GIGA, MIB, RESULTS, aged, load, pair, table
 
 # Names on the pages, and files of results/flops; the first is its dense twin too.
 SWIN = {
@@ -39,14 +39,14 @@ CONFIGS += [f"dino{version}_{size}_maskrcnn" for version in ("v2", "v3") for siz
 # Detectors on the clock: what a row is of, and the file.
 DETECTORS = {
     "AMD: Mask R-CNN Swin-S, 800 x 1280": "detector_avx2",
-    "the same, four images": "detector_batch_avx2",
-    "the same, beside two busy processes": "detector_loaded_avx2",
-    "Cascade Mask R-CNN Swin-S, 800 x 1280": "detector_cascade_avx2",
-    "Mask R-CNN ViT-B, 1024 x 1024": "detector_vit_avx2",
+    "AMD, four images": "detector_batch_avx2",
+    "AMD, beside two busy processes": "detector_loaded_avx2",
+    "AMD: Cascade Mask R-CNN Swin-S, 800 x 1280": "detector_cascade_avx2",
+    "AMD: Mask R-CNN ViT-B, 1024 x 1024": "detector_vit_avx2",
     "Intel: Mask R-CNN Swin-S, 800 x 1280": "detector_intel",
-    "the same, beside two processes": "detector_intel_loaded",
-    "Cascade Mask R-CNN Swin-S": "detector_intel_cascade",
-    "Mask R-CNN ViT-B": "detector_intel_vit",
+    "Intel, beside two busy processes": "detector_intel_loaded",
+    "Intel: Cascade Mask R-CNN Swin-S, 800 x 1280": "detector_intel_cascade",
+    "Intel: Mask R-CNN ViT-B, 1024 x 1024": "detector_intel_vit",
 }
 FRONT = [  # those of the README
     *("detector_avx2", "detector_loaded_avx2"),
@@ -110,7 +110,8 @@ def detector_times(names: Collection[str] = tuple(DETECTORS.values())) -> str:
         base = next(row for row in found.values() if row["ratio"] == 1)
         kinds = ("torchvision", "dense", "merged", "dense+lean", "merged+lean")
         cells = [f"{found[kind]['ratio']:.2f}" if kind in found else "" for kind in kinds]
-        label += " (one round)" if load(f"bench/{name}.json")["rounds"] == 1 else ""
+        file = load(f"bench/{name}.json")
+        label += (" (one round)" if file["rounds"] == 1 else "") + aged(file)
         rows.append([label, base_of(base), *cells])
     kinds = ["torchvision's", "ours, dense", "**ours, merged**", "dense, lean", "merged, lean"]
     return table(["", "mmdet's (a ViT: timm's backbone)", *kinds], rows)

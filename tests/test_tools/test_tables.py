@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ltm_det.measure.code import code_of, files_run, meaning
+from ltm_det.measure.code import code_of, files_run, is_as_it_was, meaning
 from ltm_det.studies import mobile_pages, pages
+from ltm_det.studies.page_parts import aged
 
 ROOT = Path(__file__).parents[2]
 TOOL = runpy.run_path(str(ROOT / "tools/tables.py"), run_name="tool")
@@ -33,9 +34,20 @@ def test_every_table_stands_somewhere() -> None:
 
 
 @pytest.mark.parametrize("name", [*pages.DETECTORS.values(), *mobile_pages.FILES])
-def test_times_are_of_this_code(name: str) -> None:
+def test_times_of_older_code_say_so(name: str) -> None:
+    """In their tables, which are what results/ and the code are: `make tables` writes it."""
     found = pages.load(f"bench/{name}.json")
-    assert found["code"] == code_of(found["code"]["files"]), f"measure again: {found['command']}"
+    older = found["code"] != code_of(found["code"]["files"])
+    assert aged(found) == (f" (`{found['commit'][:7]}`)" if older else "")
+    shown = pages.detector_times([name]) if "detector" in name else mobile_pages.mobile_times()
+    assert not older or aged(found) in shown
+
+
+def test_code_that_changed_or_went_is_older() -> None:
+    kept = code_of(files_run(["merging"]))
+    assert is_as_it_was(kept)
+    assert not is_as_it_was(dict(kept, sha256="0"))
+    assert not is_as_it_was(dict(kept, files=[*kept["files"], "merging/gone.py"]))
 
 
 def test_code_is_what_it_does() -> None:
