@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from statistics import mean
 from typing import Any
 
+from ltm_det.studies.classifier_pages import classifier_gmacs
 from ltm_det.studies.mobile_pages import mobile_gmacs, mobile_times
 from ltm_det.studies.page_parts import GIGA, MIB, RESULTS, aged, load, pair, table
 
@@ -258,6 +259,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gmacs-vit": lambda: gmacs_of_mergers("vit_b_maskrcnn", VIT),
     "gmacs-configs": gmacs_of_configs,
     "gmacs-short": lambda: gmacs_of_configs(["swin_s_maskrcnn", "swin_b_maskrcnn"] + CONFIGS[7:8]),
+    "classifier-gmacs": classifier_gmacs,
     "mobile-gmacs": mobile_gmacs,
     "mobile-times": mobile_times,
     "detector-times": detector_times,
