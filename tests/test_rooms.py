@@ -19,7 +19,7 @@ LAYERS = (
     ("cpu",),
     ("backbones", "necks", "detectors"),
     ("engine", "datasets", "deploy"),
-    ("measure", "prediction"),
+    ("measure", "prediction", "classifiers"),
     ("conversion",),
     ("studies", "pictures"),
     ("compression",),

@@ -4,7 +4,7 @@ Shapes: n samples, C channels, K clusters, Y classes.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from ltm_det.ib import IBStatistics, assign, bound, class_cost, unit
+from ltm_det.merging import BottleneckStep, Merger
 
 
 def fit_centroids(features: Tensor, clusters: int, seed: int = 0) -> Tensor:
@@ -129,6 +130,17 @@ class Bottleneck:
             summaries[name] = statistics.summary()
         self.clear()
         return summaries
+
+    def give(self, mergers: Mapping[str, Merger]) -> None:
+        """Sets centroids and Q of mask modules that compute their step from them.
+
+        Args:
+            mergers: By merge point.
+        """
+        for name, merger in mergers.items():
+            step = getattr(merger, "step", None)
+            if isinstance(step, BottleneckStep) and name in self.points:
+                step.set_bottleneck(self.centroids[name], self.q[name], self.prior, self.beta)
 
     def _fit(self, features: Tensor | None) -> Tensor:
         """Centroids of all ranks' features, fitted on the first rank."""

@@ -17,7 +17,6 @@ from ltm_det.basics.arguments import checked, choice, many, number, optional, te
 from ltm_det.basics.errors import InputError
 from ltm_det.engine.bottleneck import Bottleneck
 from ltm_det.engine.instances import instance_boxes, pool_boxes
-from ltm_det.merging import BottleneckStep
 
 TAGS = dict(train="ib", val="ib_val")  # by source, of what is logged
 
@@ -211,11 +210,7 @@ class IBHook(Hook):
     def _give(self) -> None:
         """Sets the centroids and Q of mask modules that compute their step from them."""
         self.given = True
-        for name, merger in self.detector.backbone.mergers_by_point().items():
-            step = getattr(merger, "step", None)
-            if isinstance(step, BottleneckStep) and name in self.bottleneck.points:
-                b = self.bottleneck
-                step.set_bottleneck(b.centroids[name], b.q[name], b.prior, b.beta)
+        self.bottleneck.give(self.detector.backbone.mergers_by_point())
 
     @property
     def key(self) -> str:

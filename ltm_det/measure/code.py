@@ -3,6 +3,7 @@
 import ast
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def imported(file: Path) -> Iterator[Path]:
             yield from filter(Path.is_file, (path.with_suffix(".py"), path / "__init__.py"))
 
 
+@cache
 def meaning(source: str) -> str:
     """Python source without comments, docstrings and layout."""
     tree = ast.parse(source)

@@ -266,7 +266,7 @@ def as_table(counts: dict[str, Counts]) -> str:
         macs = [side.macs.get(name, 0) for side in counts.values()]
         params = [side.params.get(name, 0) for side in counts.values()]
         ratio = [f"{macs[1] / macs[0]:.3f}" if macs[0] else "-"] if len(macs) == 2 else []
-        label = "  " + name.removeprefix("backbone.") if "." in name else name
+        label = "  " + name.partition(".")[2] if "." in name else name
         rows.append(
             [label, *(f"{n / 1e9:.2f}" for n in macs), *ratio, *(f"{n / 1e6:.2f}" for n in params)]
         )

@@ -4,7 +4,7 @@ Shapes: ``*`` any leading dimensions (B images, W windows), N tokens in a window
 C channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -106,6 +106,11 @@ class Merger(nn.Module):
     keeps_grid = True
     reads: tuple[str, ...] = ()
     auxiliary_loss: Tensor | None = None
+
+    @classmethod
+    def grid_with(cls, options: Mapping[str, Any]) -> bool:
+        """:attr:`keeps_grid` of one with these options."""
+        return cls.keeps_grid
 
     @checked()
     def __init__(

@@ -5,7 +5,7 @@ C channels. ``valid`` is False for padded tokens.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,82 +25,25 @@ from ltm_det.merging.base import (
     matrix_merging,
 )
 from ltm_det.merging.bottleneck import BottleneckStep
+from ltm_det.merging.masks import (
+    FAR,
+    HARD_MASKS,
+    MASKS,
+    NOBODYS,
+    by_gram,
+    by_merged,
+    columns,
+)
 from ltm_det.merging.pooling import alive_cells, pooling_matrix
+from ltm_det.merging.seeds import farthest_points
 
 # Added to every share before the start's logarithm, so that each merged token can learn to draw on
 # every token of its window.
 SHARE_FLOOR = 1e-4
-# The logit of a cell of padding alone: no share is left, yet differences of such logits are finite.
-NOBODYS = -1e9
-# Shares below exp(-FAR) are taken as that: they are nothing, yet far from denormal numbers, below
-# 1e-38, whose products take an Intel CPU twenty times as long.
-FAR = 50.0
-
-
-def hard_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-    """One-hot rows: straight-through Gumbel-Softmax in training, argmax without noise otherwise."""
-    if training:
-        hard = F.gumbel_softmax(logits, hard=True)
-    else:
-        hard = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-    return hard, hard
-
-
-def hard_soft_mask(logits: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-    """Hard times soft: a merged token is the mean of the tokens that chose it, weighted by how sure
-    they are; restoring copies it back, since a one-hot row that sums to one is the hard row."""
-    hard, _ = hard_mask(logits, training)
-    return hard * logits.softmax(-1), hard
-
-
-HARD_MASKS = {"hard": hard_mask, "hard_soft": hard_soft_mask}
-MASKS = ("soft", *HARD_MASKS)
-
-
-def columns(log_mask: Tensor, real: Tensor | None) -> Tensor:
-    """A soft mask, its columns normalised to one, (*, N, P).
-
-    From logarithms, since all shares in a merged token may be too small for float32.
-
-    Args:
-        log_mask: (*, N, P), the logarithm of the mask.
-        real: Boolean, broadcastable to it: False for padded tokens and for cells of padding alone,
-            which have no part. None: all are real.
-    """
-    if real is not None:
-        log_mask = log_mask.masked_fill(~real, NOBODYS)
-    log_mask = (log_mask - log_mask.amax(-2, keepdim=True)).clamp(min=-FAR)
-    return log_mask.softmax(-2) if real is None else log_mask.softmax(-2) * real
-
-
-Distances = Callable[[Tensor], Tensor]
-
-
-def by_merged(z: Tensor) -> Distances:
-    """Maps a mask M (*, N, P) to |Z - X~|^2 / C, (*, N, P), the distances of tokens Z (*, N, C) to
-    its merged ones X~ = M^T Z, less |Z|^2 / C, which is the same for all P."""
-
-    def distances(mask: Tensor) -> Tensor:
-        merged = mask.transpose(-1, -2) @ z  # X~
-        alike = z @ merged.transpose(-1, -2) / z.shape[-1]
-        return merged.square().mean(-1).unsqueeze(-2) - 2 * alike
-
-    return distances
-
-
-def by_gram(z: Tensor) -> Distances:
-    """The same without X~, by K = Z Z^T / C, which serves every mask: Z X~^T / C = K M, and
-    |X~|^2 / C, by column, is the sum over tokens of M * (K M)."""
-    gram = z @ z.transpose(-1, -2) / z.shape[-1]  # (*, N, N)
-
-    def distances(mask: Tensor) -> Tensor:
-        alike = gram @ mask
-        return (mask * alike).sum(-2, keepdim=True) - 2 * alike
-
-    return distances
-
-
 UPDATES = ("learned", "gradient")
+SEEDS = ("grid", "farthest")
+# What is not the paper's: as it is without a word, and as ``paper=True`` leaves it out.
+OURS = dict(affinity=(100.0, 0.0), detail=(0.25, 0.0), proportional=(True, False))
 
 
 class LTM(Merger):
@@ -120,6 +63,11 @@ class LTM(Merger):
     that one of the cells about it which it is most alike, and with ``affinity=0`` merging is
     pooling.
 
+    With ``seeds="farthest"`` the chain starts from the image instead: X~ are at first the P tokens
+    of the window that are least alike, so that busy parts get more merged tokens than plain ones,
+    and these lie on no grid. Then columns are no places: there are neither S_0 nor a table U, and
+    what is learned is k and a weight of each channel of Z in the distances.
+
     What merging averages away the merged tokens cannot tell apart. A thin path of the tokens' own,
     D = (I - G G^T) gelu(Z V) W, stands in for the update that they lack; W starts at zero.
 
@@ -133,16 +81,20 @@ class LTM(Merger):
         update: 'learned' for a table U, 'gradient' for the bound's own gradient.
         affinity: k at the start, from 0 on; 0 leaves the term out.
         rounds: How often X~ and the mask are computed in turn, from 1 on.
+        seeds: 'grid' or 'farthest', what the chain starts from; the latter takes an affinity above
+            0, and keeps no grid.
         detail: Channels of the tokens' own path as a share of C, from 0 to 100; 0 leaves it out.
         proportional: Whether attention among the merged tokens counts each one as often as it has
             sources, by the logarithm of its column of G, summed, added to the logits (as in ToMe,
             arXiv 2210.09461).
+        paper: Whether the mask is the paper's alone: without attraction, own path and proportional
+            attention, as ``affinity=0, detail=0, proportional=False``.
         clusters, classes, beta: With 'gradient', of :class:`.bottleneck.BottleneckStep`; None for
             its defaults.
     """
 
     area: Tensor
-    step: Any  # U, or the module that computes it
+    step: Any  # U, the module that computes it, or None
 
     @checked(
         mask=choice(MASKS),
@@ -150,8 +102,10 @@ class LTM(Merger):
         update=choice(UPDATES),
         affinity=number(0),
         rounds=whole(1),
+        seeds=choice(SEEDS),
         detail=number(0, most=100),
         proportional=flag,
+        paper=flag,
     )
     def __init__(
         self,
@@ -164,21 +118,37 @@ class LTM(Merger):
         update: str = "learned",
         affinity: float = 100.0,
         rounds: int = 2,
+        seeds: str = "grid",
         detail: float = 0.25,
         proportional: bool = True,
         depth: float = 0.0,
+        paper: bool = False,
         clusters: int | None = None,
         classes: int | None = None,
         beta: float | None = None,
     ) -> None:
         super().__init__(dim, window, tokens, chained, depth)
-        given = dict(beta=beta, classes=classes, clusters=clusters)
-        bottleneck: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        extra = dict(beta=beta, classes=classes, clusters=clusters)
+        bottleneck: dict[str, Any] = {k: v for k, v in extra.items() if v is not None}
         if bottleneck and update == "learned":
             raise InputError(
                 f"LTM: update='learned' has no options {sorted(bottleneck)}: they are of "
                 "update='gradient'"
             )
+        if paper:
+            given = dict(affinity=affinity, detail=detail, proportional=proportional)
+            if seeds != "grid" or any(value not in OURS[name] for name, value in given.items()):
+                raise InputError(
+                    f"LTM: paper=True leaves out what is not the paper's: seeds={seeds!r} and "
+                    f"{given} do not go with it"
+                )
+            affinity, detail, proportional = 0.0, 0.0, False
+        if seeds != "grid" and not affinity:
+            raise InputError(
+                f"LTM: seeds={seeds!r} takes an affinity above 0, by which tokens join them"
+            )
+        self.seeds = seeds
+        self.keeps_grid = self.grid_with(dict(seeds=seeds))
         self.mask = mask
         self.proportional = proportional
         self.update = update
@@ -186,12 +156,13 @@ class LTM(Merger):
         area = pooling_matrix(window, tokens)
         dtype = torch.get_default_dtype()
         self.register_buffer("area", area.to(dtype), persistent=False)
-        if update == "learned":
-            self.step = nn.Parameter(torch.zeros(dim, tokens))  # U
-        else:
+        if update == "gradient":
             self.step = BottleneckStep(dim, **bottleneck)  # U of a window
+        else:
+            self.step = nn.Parameter(torch.zeros(dim, tokens)) if self.keeps_grid else None  # U
+        self.metric = None if self.keeps_grid else nn.Parameter(torch.ones(dim))
         self.initial_logits = None  # S_0
-        if not chained:
+        if self.keeps_grid and not chained:
             start = temperature * (area + SHARE_FLOOR).log()
             self.initial_logits = nn.Parameter(start.to(dtype))
         self.rounds = rounds if affinity else 0
@@ -216,21 +187,22 @@ class LTM(Merger):
         cues: Cues = NO_CUES,
     ) -> tuple[Merging, Tensor]:
         """See :meth:`Merger.forward`; ``state`` is S, the logits (*, N, P) before masking."""
-        previous = state if self.chained else self.initial_logits
-        assert previous is not None, "a chained mask module takes the state of the one before"
         alive = real = None
         if valid is not None:
-            alive = alive_cells(self.area, valid).unsqueeze(-2)  # (*, 1, P)
-            real = valid.unsqueeze(-1) & alive
+            real = valid.unsqueeze(-1)
+            if self.keeps_grid:
+                alive = alive_cells(self.area, valid).unsqueeze(-2)  # (*, 1, P)
+                real = real & alive
         dtype = torch.promote_types(x.dtype, torch.float32)
         with full_precision(x):  # near ties would turn over in half precision
-            z, previous = F.layer_norm(x.to(dtype), (self.dim,)), previous.to(dtype)
-            start = self._scaled(previous, alive)
-            logits = base = previous - z @ self._step(z, start, real)
+            z = F.layer_norm(x.to(dtype), (self.dim,))
+            near = z if self.metric is None else z * self.metric.to(dtype)
+            previous, start = self._start(near, state, valid, alive)
+            logits = base = previous - self._change(z, start, real)
             scaled = self._scaled(base, alive)
-            distances = self.distances(z)
+            distances = self.distances(near)
             for i in range(self.rounds):
-                mask = columns((scaled if i else start).log_softmax(-1), real)
+                mask = columns(scaled.log_softmax(-1) if i else start, real)
                 logits = base - self.log_affinity.to(dtype).exp() * distances(mask)
                 scaled = self._scaled(logits, alive)
             if self.mask == "soft":
@@ -251,12 +223,30 @@ class LTM(Merger):
             merging = self._with_detail(merging, z.to(x.dtype))
         return merging, logits
 
-    def _step(self, z: Tensor, scaled: Tensor, real: Tensor | None) -> Tensor:
-        """U, (C, P) or (*, C, P), from what scaled logits there are so far."""
+    def _start(
+        self, near: Tensor, state: Tensor | None, valid: Tensor | None, alive: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """S_prev, and the logarithm of its mask (*, N, P) or (N, P); of seeds nothing, and theirs.
+
+        ``near`` is Z, as distances see it.
+        """
+        previous = state if self.chained else self.initial_logits
+        if previous is None and self.keeps_grid:
+            raise InputError("a chained mask module takes the state of the one before")
+        if previous is None:
+            seeds = farthest_points(near, self.tokens, valid)
+            return near.new_zeros(()), (seeds - 1) * FAR
+        previous = previous.to(near.dtype)
+        return previous, self._scaled(previous, alive).log_softmax(-1)
+
+    def _change(self, z: Tensor, start: Tensor, real: Tensor | None) -> Tensor:
+        """Z U, (*, N, P), of a mask whose logarithm is ``start``; zero where there is no U."""
+        if self.step is None:
+            return z.new_zeros(())
         if self.update == "learned":
-            return self.step.to(z.dtype)
-        mask = scaled.softmax(-1)
-        return self.step(z, mask if real is None else mask * real)
+            return z @ self.step.to(z.dtype)
+        mask = start.exp()
+        return z @ self.step(z, mask if real is None else mask * real)
 
     def _with_detail(self, merging: Merging, z: Tensor) -> Merging:
         """Restoring adds (I - G G^T) gelu(Z V) W, (*, N, C): zero where all tokens are alike."""
@@ -273,9 +263,14 @@ class LTM(Merger):
         scaled = logits / self.temperature
         return scaled if alive is None else scaled.masked_fill(~alive, NOBODYS)
 
+    @classmethod
+    def grid_with(cls, options: Mapping[str, Any]) -> bool:
+        return options.get("seeds", "grid") == "grid"
+
     def extra_repr(self) -> str:
         chain = ", chained" if self.chained else ""
         own = f"mask={self.mask}, temperature={self.temperature}, update={self.update}"
+        own += "" if self.keeps_grid else f", seeds={self.seeds}"
         own += (
             f", rounds={self.rounds}, detail={self.width}, proportional={self.proportional}{chain}"
         )

@@ -93,6 +93,7 @@ def compared(
         for ratio in ratios:
             for merger in mergers:
                 own = backbone(cfg, dict(merger, compression_ratio=ratio, merge_at=place))
+                own.load_state_dict(teacher.state_dict(), strict=False)  # where they are random
                 row = dict(merge_at=place, ratio=ratio, merger=dict(merger))
                 row |= distance(maps(own, images), dense)
                 if training is not None:

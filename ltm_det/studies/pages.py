@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from statistics import mean
 from typing import Any
 
+from ltm_det.studies.classifier_pages import classifier_gmacs
 from ltm_det.studies.mobile_pages import (
     mobile_gmacs,
     mobile_times,
@@ -206,6 +207,22 @@ def compared(backbone: str, setting: str) -> str:
     return table(head, rows)
 
 
+def feature_errors(data: str) -> str:
+    """By merger, at each place and ratio; the least of a column is bold."""
+    found = load(f"features/{data}.json")["rows"]
+    points = list(dict.fromkeys((row["merge_at"], row["ratio"]) for row in found))
+    least = {p: min(r["error"] for r in found if (r["merge_at"], r["ratio"]) == p) for p in points}
+    rows: dict[str, list[str]] = {}
+    for row in found:
+        kind, *options = row["merger"].values()
+        label = f"`{kind}`" + "".join(f", {option}" for option in options)
+        error = f"{row['error']:.3f}"
+        best = row["error"] == least[row["merge_at"], row["ratio"]]
+        rows.setdefault(label, []).append(f"**{error}**" if best else error)
+    head = ["", *(f"block {at}, {ratio}" for at, ratio in points)]
+    return table(head, [[label, *cells] for label, cells in rows.items()])
+
+
 def installations() -> str:
     """What `make test-matrix` tried: versions, the user's commands, tests, and what went wrong."""
     rows = []
@@ -248,6 +265,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gmacs-vit": lambda: gmacs_of_mergers("vit_b_maskrcnn", VIT),
     "gmacs-configs": gmacs_of_configs,
     "gmacs-short": lambda: gmacs_of_configs(["swin_s_maskrcnn", "swin_b_maskrcnn"] + CONFIGS[7:8]),
+    "classifier-gmacs": classifier_gmacs,
     "mobile-gmacs": mobile_gmacs,
     "mobile-times": mobile_times,
     "pyramid-gmacs": pyramid_gmacs,
@@ -266,6 +284,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "compare-swin-0.55": lambda: compared("swin", "0.55"),
     "compare-vit-0.7": lambda: compared("vit", "0.7"),
     "compare-vit-0.55": lambda: compared("vit", "0.55"),
+    "features-facade": lambda: feature_errors("facade"),
+    "features-nuclei": lambda: feature_errors("nuclei"),
     "converted": section("compare.md", "## Converted from"),
     "calibrated": section("compare.md", "## Converted and calibrated"),
     "install": installations,

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(not products.HAS_ONEDNN, reason="torch was built
 KINDS = {None: None} | {kind: dict(type=kind) for kind in MERGERS}
 # With a strong affinity a rounding grows a hundredfold from round to round.
 KINDS["LTM"]["affinity"] = 1.0
+KINDS["LTM seeds"] = dict(type="LTM", seeds="farthest", affinity=1.0)
 OPTIONS = {
     "plain": {},
     "with_cp": dict(with_cp=True),

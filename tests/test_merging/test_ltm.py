@@ -237,6 +237,20 @@ def test_without_proportional_attention_all_fed_ones_count_alike(padded):
     assert (set(merging.key_bias.tolist()) == {0, SHUT}) if padded else (merging.key_bias is None)
 
 
+def test_the_papers_mask_alone():
+    torch.manual_seed(0)
+    x = torch.randn(3, 16, DIM)
+    paper, by_hand = (LTM(DIM, 4, 9, **o) for o in (dict(paper=True), PLAIN))
+    assert [n for n, _ in paper.named_parameters()] == ["step", "initial_logits"]
+    for merger in (paper, by_hand):
+        torch.nn.init.constant_(merger.step, 0.3)
+    merging, other = paper(x)[0], by_hand(x)[0]
+    assert torch.equal(merging.merge(x), other.merge(x)) and merging.key_bias is None
+    for options in (dict(affinity=3.0), dict(detail=1.0), dict(seeds="farthest")):
+        with pytest.raises(InputError, match="leaves out what is not the paper's"):
+            LTM(DIM, 4, 9, paper=True, **options)
+
+
 def test_unknown_update():
     message = r"unknown update 'newton': choose one of \['gradient', 'learned'\]"
     with pytest.raises(ValueError, match=message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ltm_det.merging import LTM
-from ltm_det.merging.ltm import hard_mask, hard_soft_mask
+from ltm_det.merging.masks import hard_mask, hard_soft_mask
 from tests.test_merging.ltm_cases import DIM, build
 from tests.test_merging.oracle import area_shares
 

@@ -27,13 +27,15 @@ KINDS = [
     dict(type="LTM", mask="hard_soft", temperature=0.3),
     dict(type="LTM", mask="soft", update="gradient"),
     dict(type="LTM", mask="hard", update="gradient", clusters=4, classes=3, beta=5.0),
+    dict(type="LTM", seeds="farthest"),
+    dict(type="LTM", seeds="farthest", mask="hard", update="gradient"),
 ]
 SHAPES = [(7, 25), (7, 16), (4, 5), (5, 7), (3, 1), (3, 9)]
 DIM = 6
 
 
 def name_of(kind):
-    keys = ("type", "mask", "update", "mode", "proportional")
+    keys = ("type", "seeds", "mask", "update", "mode", "proportional")
     return "-".join(str(kind[key]) for key in keys if key in kind)
 
 

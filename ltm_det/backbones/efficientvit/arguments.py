@@ -53,7 +53,7 @@ def check_merger(merger: Mapping[str, Any] | None) -> None:
         InputError: They do not.
     """
     kind = merger.get("type") if isinstance(merger, Mapping) else None
-    if isinstance(kind, str) and kind in MERGERS and not MERGERS[kind].keeps_grid:
+    if isinstance(kind, str) and kind in MERGERS and not MERGERS[kind].grid_with(merger or {}):
         raise InputError(
             f"LTMEfficientViT: tokens merged by type {kind!r} lie on no grid, which the "
             f"convolutions in its blocks read: choose one of "

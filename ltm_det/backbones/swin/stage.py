@@ -45,7 +45,9 @@ class LTMSwinStage(BaseModule):
         super().__init__()
         attn = stage.blocks[0].attn
         self.window, tokens = attn.window_size, attn.window_size**2
-        gridless = scope == "stage" and bool(merger) and not MERGERS[merger["type"]].keeps_grid
+        gridless = (
+            scope == "stage" and bool(merger) and not MERGERS[merger["type"]].grid_with(merger)
+        )
         if scope == "block" or gridless:
             sides = [self.window] * len(ratios)
             self.kept = block_tokens = [kept_tokens(r, tokens) for r in ratios]
