@@ -1,5 +1,6 @@
 """Tables of the small families' page, from the files in results/."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ltm_det.studies.page_parts import GIGA, aged, load, pair, table
@@ -74,3 +75,11 @@ def times(files: dict[str, tuple[str, Any]]) -> str:
             rows.append([label + aged(file), *size, time, f"{found['ratio']:.2f}", quartiles])
     head = ["backbone", "image", "batch", "model", "median ms", "of timm's", "quartiles"]
     return table(head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "mobile-gmacs": mobile_gmacs,
+    "mobile-times": mobile_times,
+    "pyramid-gmacs": pyramid_gmacs,
+    "pyramid-times": pyramid_times,
+}

@@ -8,13 +8,8 @@ from collections.abc import Callable, Collection
 from statistics import mean
 from typing import Any
 
+from ltm_det.studies import mobile_pages
 from ltm_det.studies.classifier_pages import classifier_gmacs
-from ltm_det.studies.mobile_pages import (
-    mobile_gmacs,
-    mobile_times,
-    pyramid_gmacs,
-    pyramid_times,
-)
 from ltm_det.studies.page_parts import GIGA, MIB, RESULTS, aged, load, pair, table
 
 # Names on the pages, and files of results/flops; the first is its dense twin too.
@@ -266,10 +261,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gmacs-configs": gmacs_of_configs,
     "gmacs-short": lambda: gmacs_of_configs(["swin_s_maskrcnn", "swin_b_maskrcnn"] + CONFIGS[7:8]),
     "classifier-gmacs": classifier_gmacs,
-    "mobile-gmacs": mobile_gmacs,
-    "mobile-times": mobile_times,
-    "pyramid-gmacs": pyramid_gmacs,
-    "pyramid-times": pyramid_times,
+    **mobile_pages.TABLES,
     "detector-times": detector_times,
     "detector-times-short": lambda: detector_times(FRONT),
     "detector-parts": detector_parts,

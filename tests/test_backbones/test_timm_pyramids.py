@@ -221,6 +221,7 @@ BAD = [
     (LTMPVTv2, dict(out_indices=(4,)), "must name stages of 0 to 3"),
     (LTMPVTv2, dict(norm_eval=True), "has no argument 'norm_eval'"),
     (LTMPVTv2, dict(merger=dict(LTM, type="ToMe")), r"LTMPVTv2: .*'ToMe' lie on no grid.*'Pool'"),
+    (LTMPVTv2, dict(merger=dict(LTM, seeds="farthest")), "type 'LTM' with these options lie on no"),
     (LTMConvNeXt, dict(arch="x"), r"arch='x': choose one of \['t', 's', 'b'\]"),
     (LTMConvNeXt, dict(arch=dict(NEXT, depths=(1,))), r"depths=\(1,\) has 1 entries"),
     (LTMConvNeXt, dict(arch=dict(dims=[8] * 5, depths=[1] * 5)), "5 stages: give at most 4"),

@@ -80,12 +80,18 @@ def filled(y: Tensor, key_bias: Tensor | None) -> Tensor:
 def check_keeps_grid(owner: str, merger: Mapping[str, Any] | None) -> None:
     """That the merged tokens of a backbone's ``merger`` lie on a grid, which convolutions read.
 
+    Args:
+        owner: The backbone's class.
+        merger: Its argument, whose options have been checked.
+
     Raises:
         InputError: They do not.
     """
-    kind = merger.get("type") if isinstance(merger, Mapping) else None
-    if isinstance(kind, str) and kind in MERGERS and not MERGERS[kind].keeps_grid:
-        raise InputError(
-            f"{owner}: tokens merged by type {kind!r} lie on no grid, which the convolutions in "
-            f"its blocks read: choose one of {[k for k, own in MERGERS.items() if own.keeps_grid]}"
-        )
+    if merger is None or MERGERS[merger["type"]].grid_with(merger):
+        return
+    kind, fit = merger["type"], [name for name, own in MERGERS.items() if own.grid_with({})]
+    options = " with these options" if kind in fit else ""
+    raise InputError(
+        f"{owner}: tokens merged by type {kind!r}{options} lie on no grid, which the convolutions "
+        f"in its blocks read: choose one of {fit}, as it is by default"
+    )

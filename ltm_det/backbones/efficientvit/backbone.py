@@ -97,7 +97,6 @@ class LTMEfficientViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
         stages = len(sizes["widths"]) - 1
         check_outs("LTMEfficientViT", out_indices, frozen_stages, stages)
         check_start("LTMEfficientViT", init_cfg)
-        check_merger(merger)
         if with_cp and not norm_eval:
             raise InputError(
                 "LTMEfficientViT: with_cp=True needs norm_eval=True: batch norms inside its blocks "
@@ -117,6 +116,7 @@ class LTMEfficientViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
         self.merging_stages = [*range(PLAIN, stages)]  # stages whose tokens may be merged
         self.depths = [sizes["depths"][i + 1] for i in self.merging_stages]
         ratios, scope, options = parse_stages("LTMEfficientViT", merger, self.depths, 0)
+        check_merger(merger)
         where = places(self.depths, drop_path_rate)
         for i, own, place in zip(self.merging_stages, ratios, where, strict=True):
             self.stages[i] = LTMEfficientViTStage(

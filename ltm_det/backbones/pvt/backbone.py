@@ -93,7 +93,6 @@ class LTMPVTv2(AccountedLoading, ConvolutionalBackbone, BaseModule):
         self.depths = list(sizes["depths"])
         check_outs("LTMPVTv2", out_indices, frozen_stages, len(self.depths))
         check_start("LTMPVTv2", init_cfg)
-        check_keeps_grid("LTMPVTv2", merger)
         self.window, self.out_indices = window_size, tuple(out_indices)
         self.frozen_stages = frozen_stages
 
@@ -103,6 +102,7 @@ class LTMPVTv2(AccountedLoading, ConvolutionalBackbone, BaseModule):
         ratios, scope, options = parse_stages(
             "LTMPVTv2", merger, self.depths, self.dense_by_default
         )
+        check_keeps_grid("LTMPVTv2", merger)
         where = places(self.depths, drop_path_rate)
         self.stages = nn.ModuleList(
             LTMPVTStage(stage, window_size, own, scope, options, *place, with_cp=with_cp)
