@@ -30,14 +30,16 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     ib = parser.add_argument_group("the information bottleneck in the loss, see IBLoss")
     ib.add_argument("--ib-weight", type=float, metavar="W", help="0: it is measured alone")
-    ib.add_argument("--ib-begin", type=int, default=0, metavar="STEPS", help="before it counts")
+    ib.add_argument("--ib-begin", type=int, metavar="STEPS", help="before it counts (0)")
     ib.add_argument("--ib-interval", type=int, metavar="STEPS", help="between refreshes")
-    ib.add_argument("--ib-clusters", type=int, default=32, metavar="K")
+    ib.add_argument("--ib-clusters", type=int, metavar="K", help="(32)")
     parser.add_argument("script", help="a Python file")
     parser.add_argument("words", nargs=argparse.REMAINDER, help="what the script is given")
     args = parser.parse_args(words)
     if (args.ib_weight is None) != (args.ib_interval is None):
         parser.error("--ib-weight and --ib-interval go together: an epoch's steps are the paper's")
+    if args.ib_weight is None and (args.ib_begin, args.ib_clusters) != (None, None):
+        parser.error("--ib-begin and --ib-clusters are nothing without --ib-weight")
     return args
 
 
@@ -75,8 +77,9 @@ def run(args: argparse.Namespace) -> None:
             f"repository, of the version that is installed, {timm.__version__}"
         )
     if args.ib_weight is not None:
-        settings = dict(weight=args.ib_weight, begin=args.ib_begin, interval=args.ib_interval)
-        add_bound(settings | dict(num_clusters=args.ib_clusters))
+        settings = dict(weight=args.ib_weight, interval=args.ib_interval)
+        given = dict(begin=args.ib_begin, num_clusters=args.ib_clusters)
+        add_bound(settings | {name: value for name, value in given.items() if value is not None})
     sys.argv = [str(script), *args.words]
     sys.path.insert(0, str(script.resolve().parent))  # as Python does for a script
     runpy.run_path(str(script), run_name="__main__")

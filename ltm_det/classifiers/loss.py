@@ -15,6 +15,7 @@ from ltm_det.basics.arguments import checked, number, whole
 from ltm_det.basics.errors import InputError
 from ltm_det.classifiers.classifier import Classifier
 from ltm_det.engine.bottleneck import Bottleneck
+from ltm_det.merging import BottleneckStep
 
 _logger = logging.getLogger(__name__)
 
@@ -79,6 +80,10 @@ class IBLoss(nn.Module):
         if not self.watch.names:
             raise InputError("IBLoss: the model merges nowhere: leave the loss as it is")
         self.mergers = model.backbone.mergers_by_point
+        if not model.num_classes:
+            raise InputError("IBLoss: the model has no classes: give it some (num_classes)")
+        for merger in self.mergers().values():
+            check_step(getattr(merger, "step", None), model.num_classes, num_clusters)
         self.bottleneck = Bottleneck(
             self.watch.names, model.num_classes, num_clusters, beta, capacity
         )
@@ -171,3 +176,14 @@ def classifier_in(model: nn.Module) -> Classifier:
             )
         model = inner
     return model
+
+
+def check_step(step: Any, classes: int, clusters: int) -> None:
+    """Raises InputError of an ``update='gradient'`` with other classes or clusters, which could not
+    take the loss's."""
+    if isinstance(step, BottleneckStep) and step.log_q.shape != (classes, clusters):
+        theirs = "classes={}, clusters={}".format(*step.log_q.shape)
+        raise InputError(
+            f"IBLoss: update='gradient' has {theirs}, the loss classes={classes}, "
+            f"clusters={clusters}: give the merger these"
+        )

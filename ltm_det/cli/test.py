@@ -162,8 +162,10 @@ def test(args: argparse.Namespace) -> None:
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if preflight.is_local_main(args.launcher):
-        preflight.check_checkpoint(args.checkpoint)
-        if not exported:
+        if exported:
+            preflight.check_there(args.checkpoint)
+        else:
+            preflight.check_checkpoint(args.checkpoint)
             check_order(cfg, args.checkpoint)
     before_run(cfg, args, "test")
     with preflight.launched(cfg), fitting(), building(cfg):

@@ -59,11 +59,10 @@ def choose(executors: Mapping[type, Executor], x: Tensor) -> Call:
 
     def call(module: nn.Module, *args: Any) -> Any:
         own = executors.get(type(module))
-        if own is None or not own.serves(module):
+        # what wraps a part may lack what `serves` reads of it
+        if own is None or not untouched(module, x.dtype, own.called(module)):
             return module(*args)
-        if not untouched(module, x.dtype, own.called(module)):
-            return module(*args)
-        return own.run(module, *args)
+        return own.run(module, *args) if own.serves(module) else module(*args)
 
     return call
 
@@ -114,6 +113,8 @@ def untouched(
     for parameter in module._parameters.values():
         if parameter is not None:
             if type(parameter) is not nn.Parameter or parameter.dtype != (dtype or parameter.dtype):
+                return False
+            if parameter.layout != torch.strided:
                 return False
     return all(untouched(child, dtype, called) for child in module.children())
 

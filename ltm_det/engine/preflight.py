@@ -194,11 +194,16 @@ def check_checkpoint(path: str | None, what: str = "checkpoint") -> None:
     """
     if path is None or "://" in path:
         return
+    check_there(path, what)
+    check_weights_file(path)
+
+
+def check_there(path: str, what: str = "checkpoint") -> None:
+    """Raises PreflightError where a file is not on disk."""
     if not osp.exists(path):
         raise PreflightError(
             f"no {what} at {path}\nA training run leaves its checkpoints in its --work-dir"
         )
-    check_weights_file(path)
 
 
 def pretrained_checkpoints(node: Any) -> Iterator[str]:

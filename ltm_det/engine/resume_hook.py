@@ -113,6 +113,17 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
             f"the checkpoint's optimizer is no {kind}: {sorted(odd)} differ\nResume with the "
             "config of its run, or start anew from its weights with --cfg-options load_from=FILE"
         )
+    own, theirs = (
+        [len(group["params"]) for group in each["param_groups"]]
+        for each in (vars(optimizer), state)
+    )
+    if own != theirs:
+        here, there = sum(own), sum(theirs)
+        raise InputError(
+            f"the checkpoint's optimizer has {there} parameters, this run's {here}: other ones are "
+            "frozen\nResume with the frozen_stages of its run, or start anew from its weights "
+            "with --cfg-options load_from=FILE"
+        )
 
 
 @HOOKS.register_module()

@@ -11,7 +11,8 @@ from torch import Tensor
 # The logit of a cell of padding alone: no share is left, yet differences of such logits are finite.
 NOBODYS = -1e9
 # Shares below exp(-FAR) are taken as that: they are nothing, yet far from denormal numbers, below
-# 1e-38, whose products take an Intel CPU twenty times as long.
+# 1e-38, whose products take an Intel CPU twenty times as long. In the forward pass alone: gradients
+# may still be that small.
 FAR = 50.0
 
 

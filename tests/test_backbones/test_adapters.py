@@ -227,3 +227,31 @@ def test_watched_dropout_sees_the_weights_of_attention(name):
             module.register_forward_hook(lambda m, args, out: seen.append(args[0]))
     assert difference(maps(model), before) < 1e-4
     assert seen and all((w.sum(-1) - 1).abs().max() < 1e-4 for w in seen)
+
+
+@pytest.mark.parametrize("part", ["norm", "mlp", "attention", "attention inside"])
+def test_a_wrapped_part_counts(model, part):
+    """Not just a linear layer: what wraps it has none of its attributes."""
+    ends = {
+        "norm": ("norm1",),
+        "mlp": ("ffn", "mlp"),
+        "attention": ("attn",),
+        "attention inside": ("w_msa",),
+    }[part]
+    names = [n for n, m in model.named_modules() if n.rpartition(".")[2] in ends]
+    if not names or any(m.reads for m in mergers_of(model).values()):
+        pytest.skip("none such, or its merger reads the attention")
+    before = maps(model)
+    place(model, names[0], Passing(model.get_submodule(names[0])))
+    assert difference(maps(model), before) < 1e-3
+
+
+class Passing(nn.Module):
+    """Calls what it wraps."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args):
+        return self.inner(*args)

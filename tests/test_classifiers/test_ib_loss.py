@@ -254,3 +254,18 @@ def test_two_ranks_have_one_bottleneck_and_one_model(tmp_path):
         assert first[part] and first[part].keys() == second[part].keys()
         for name, value in first[part].items():
             assert torch.equal(value, second[part][name]), name
+
+
+@pytest.mark.parametrize("own", [dict(classes=CLASSES, clusters=5), dict(classes=4, clusters=4)])
+def test_a_gradient_of_other_clusters_or_classes_is_refused_at_once(own):
+    """Not at the first refresh, an epoch later."""
+    model = classifier(dict(LTM, update="gradient", **own))
+    with pytest.raises(InputError, match="the loss classes=3, clusters=4"):
+        IBLoss(LabelSmoothingCrossEntropy(), model, **SETTINGS)
+
+
+def test_a_model_without_classes_is_refused():
+    model = classifier()
+    model.reset_classifier(0)
+    with pytest.raises(InputError, match="has no classes"):
+        IBLoss(LabelSmoothingCrossEntropy(), model, **SETTINGS)

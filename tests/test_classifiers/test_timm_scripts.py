@@ -124,6 +124,10 @@ def test_what_is_wrong_ends_with_2(tmp_path, data, run, capsys):
     with pytest.raises(SystemExit) as stop:
         door.main(["--ib-weight", "0.1", *words])
     assert stop.value.code == 2 and "--ib-interval" in capsys.readouterr().err
+    for lonely in (["--ib-begin", "5"], ["--ib-clusters", "4"]):
+        with pytest.raises(SystemExit) as stop:
+            door.main([*lonely, *words])
+        assert stop.value.code == 2 and "nothing without --ib-weight" in capsys.readouterr().err
 
 
 def test_the_pages_commands_are_read():

@@ -257,6 +257,15 @@ def test_another_optimizers_state_is_named() -> None:
             check_optimizer(own, other.state_dict())
 
 
+def test_an_optimizer_of_other_parameters_is_named() -> None:
+    """As where frozen_stages differ: torch says what of groups, and mmengine shows a traceback."""
+    weights = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    few, all_of_them = (torch.optim.AdamW([dict(params=[w]) for w in weights[:n]]) for n in (2, 3))
+    for own, other in ((few, all_of_them), (all_of_them, few)):
+        with pytest.raises(InputError, match="other ones are frozen"):
+            check_optimizer(own, other.state_dict())
+
+
 def test_no_way_but_the_two(monkeypatch) -> None:
     with pytest.raises(ValueError, match="'cublas'"):
         products.settle("cublas")

@@ -79,6 +79,8 @@ def test_a_whole_detector_with_random_weights(
     assert main("export.py", *swin, *options, "--check", "--image", picture) == 0
     printed = capsys.readouterr().out
     assert "largest difference: boxes" in printed and "masks" in printed
+    assert main("test.py", swin[0], tmp_path / "whole.onnx", "--work-dir", tmp_path) == 0
+    assert "segm_mAP" in capsys.readouterr().out
     assert main("export.py", *swin, *options, "--check", "--image", "no.png") == 2
     assert "no picture can be read from no.png" in capsys.readouterr().err
 
