@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ltm_det.backbones.efficientvit.arguments import check_merger
+from ltm_det.backbones.common.kernels import check_keeps_grid
 from ltm_det.basics.errors import InputError
 from ltm_det.merging import LTM
 from ltm_det.merging.seeds import farthest_points
@@ -71,5 +71,7 @@ def test_seeds_that_do_not_go() -> None:
     with pytest.raises(InputError, match="seeds"):
         LTM(8, 4, 5, seeds="nearest")
     with pytest.raises(InputError, match="lie on no grid"):
-        check_merger(dict(type="LTM", seeds="farthest", compression_ratio=0.5))
-    check_merger(dict(type="LTM", seeds="grid", compression_ratio=0.5))
+        check_keeps_grid(
+            "LTMEfficientViT", dict(type="LTM", seeds="farthest", compression_ratio=0.5)
+        )
+    check_keeps_grid("LTMEfficientViT", dict(type="LTM", seeds="grid", compression_ratio=0.5))

@@ -1,14 +1,17 @@
 """What backbones of convolutional stages have in common: what is frozen, and where maps lie."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ltm_det import cpu
 from ltm_det.backbones.common.arguments import window
+from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.basics.arguments import flag, many, number, whole
 from ltm_det.basics.errors import InputError
+from ltm_det.cpu.door import Executor
 
 RULES = dict(
     in_channels=whole(1),
@@ -32,6 +35,7 @@ class ConvolutionalBackbone(nn.Module):
         out_indices: Stages whose maps are given out.
         frozen_stages: -1 freezes nothing, 0 the stem, n > 0 also the first n stages.
         norm_eval: Whether batch norms keep to their running statistics in training.
+        executors: See :func:`ltm_det.cpu.choose`.
     """
 
     stem: nn.Module
@@ -41,6 +45,16 @@ class ConvolutionalBackbone(nn.Module):
     out_indices: tuple[int, ...]
     frozen_stages: int
     norm_eval: bool
+    executors: Mapping[type, Executor]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images (B, 3, h, w) of any size to the maps (B, C_i, H_i, W_i) of ``out_indices``."""
+        call = cpu.choose(self.executors, x)
+        x, maps = self.stem(x), []
+        for stage in self.stages:
+            x = stage(x, call)
+            maps.append(x)
+        return self.out_maps(maps)
 
     def train(self, mode: bool = True) -> "ConvolutionalBackbone":
         super().train(mode)
@@ -67,6 +81,11 @@ class ConvolutionalBackbone(nn.Module):
         """(H, W) of a stage's map for images of h x w pixels: halves are rounded up."""
         height, width = (-(-side // self.strides[stage]) for side in image_size)
         return height, width
+
+    def grid_at(self, name: str, image_size: tuple[int, int]) -> tuple[WindowGrid, float]:
+        """The map at a merge point for images of h x w pixels, and the pixels of a token."""
+        stage = int(name.split(".")[1])
+        return WindowGrid(*self.map_size(stage, image_size), self.window), self.strides[stage]
 
     def out_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Those of the stages that are given out, (B, C, H, W), in memory row by row."""

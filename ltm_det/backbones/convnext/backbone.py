@@ -115,12 +115,7 @@ class LTMConvNeXt(AccountedLoading, ConvolutionalBackbone, BaseModule):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, h, w) of any size to the maps (B, C_i, H_i, W_i) of ``out_indices``."""
-        call = cpu.choose(self.executors, x)
-        x, maps = self.stem(at_least(x, PATCH)), []
-        for stage in self.stages:
-            x = stage(x, call)
-            maps.append(x)
-        return self.out_maps(maps)
+        return super().forward(at_least(x, PATCH))
 
     def mergers_by_point(self) -> dict[str, Merger]:
         """The mergers, by the name of their merge point, see :class:`MergePoint`."""
@@ -146,11 +141,6 @@ class LTMConvNeXt(AccountedLoading, ConvolutionalBackbone, BaseModule):
         """(H, W) of a stage's map for images of h x w pixels: halves are rounded down."""
         height, width = (max(1, side // self.strides[stage]) for side in image_size)
         return height, width
-
-    def grid_at(self, name: str, image_size: tuple[int, int]) -> tuple[WindowGrid, float]:
-        """The map at a merge point for images of h x w pixels, and the pixels of a token."""
-        stage = int(name.split(".")[1])
-        return WindowGrid(*self.map_size(stage, image_size), self.window), self.strides[stage]
 
     def grid_of_block(self, name: str, image_size: tuple[int, int]) -> WindowGrid:
         """The map of a block for images of h x w pixels: that of its convolution, the whole one.

@@ -5,7 +5,6 @@ from typing import Any
 
 from ltm_det.basics.arguments import many, named, number, whole
 from ltm_det.basics.errors import InputError
-from ltm_det.merging import MERGERS
 
 # EfficientViT's B series (arXiv 2205.14756), as in timm/models/efficientvit_mit.py: channels and
 # blocks of the stem and of each stage.
@@ -44,18 +43,3 @@ def sizes_of(arch: str | Mapping[str, Any]) -> dict[str, Any]:
             "stage with attention"
         )
     return sizes
-
-
-def check_merger(merger: Mapping[str, Any] | None) -> None:
-    """That merged tokens lie on a grid, which convolutions read.
-
-    Raises:
-        InputError: They do not.
-    """
-    kind = merger.get("type") if isinstance(merger, Mapping) else None
-    if isinstance(kind, str) and kind in MERGERS and not MERGERS[kind].grid_with(merger or {}):
-        raise InputError(
-            f"LTMEfficientViT: tokens merged by type {kind!r} lie on no grid, which the "
-            f"convolutions in its blocks read: choose one of "
-            f"{[name for name, merger in MERGERS.items() if merger.keeps_grid]}"
-        )

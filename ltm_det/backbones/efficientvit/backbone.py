@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from ltm_det import cpu
 from ltm_det.backbones.common.arguments import check_start, parse_stages
 from ltm_det.backbones.common.convolutional import RULES, ConvolutionalBackbone, check_outs, places
+from ltm_det.backbones.common.kernels import check_keeps_grid, to_tokens
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
-from ltm_det.backbones.efficientvit.arguments import PLAIN, check_merger, sizes_of
+from ltm_det.backbones.efficientvit.arguments import PLAIN, sizes_of
 from ltm_det.backbones.efficientvit.layers import (
     LTMEfficientViTBlock,
     LTMEfficientViTStage,
-    to_tokens,
 )
 from ltm_det.backbones.efficientvit.weights import EFFICIENTVIT
 from ltm_det.basics.arguments import checked
@@ -116,7 +116,7 @@ class LTMEfficientViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
         self.merging_stages = [*range(PLAIN, stages)]  # stages whose tokens may be merged
         self.depths = [sizes["depths"][i + 1] for i in self.merging_stages]
         ratios, scope, options = parse_stages("LTMEfficientViT", merger, self.depths, 0)
-        check_merger(merger)
+        check_keeps_grid("LTMEfficientViT", merger)
         where = places(self.depths, drop_path_rate)
         for i, own, place in zip(self.merging_stages, ratios, where, strict=True):
             self.stages[i] = LTMEfficientViTStage(
@@ -161,11 +161,6 @@ class LTMEfficientViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
     def tokens_of(self, x: Tensor) -> Tensor:
         """(B, C, H, W), what a block reads, as tokens (B, H * W, C)."""
         return to_tokens(x)
-
-    def grid_at(self, name: str, image_size: tuple[int, int]) -> tuple[WindowGrid, float]:
-        """The map at a merge point for images of h x w pixels, and the pixels of a token."""
-        stage = int(name.split(".")[1])
-        return WindowGrid(*self.map_size(stage, image_size), self.window), self.strides[stage]
 
     def grid_of_block(self, name: str, image_size: tuple[int, int]) -> WindowGrid:
         """The map that a block runs on for images of h x w pixels.

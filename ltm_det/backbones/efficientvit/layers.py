@@ -14,22 +14,12 @@ from timm.layers import DropPath
 from timm.models.efficientvit_mit import EfficientVitBlock, LiteMLA, ResidualBlock
 from torch import Tensor, nn
 
-from ltm_det.backbones.common.maps import merged_grid, on_maps
+from ltm_det.backbones.common.kernels import merge_map, to_map, to_tokens
 from ltm_det.backbones.common.spans import merger_chain, spans_of
 from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.cpu import Call, plain
-from ltm_det.merging import SHUT, Merger, Merging, kept_side
+from ltm_det.merging import Merger, Merging, kept_side
 from ltm_det.merging.base import autocast_is_on
-
-
-def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, H * W, C)."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def to_map(x: Tensor, grid: WindowGrid) -> Tensor:
-    """(B, H * W, C) to (B, C, H, W)."""
-    return x.transpose(1, 2).unflatten(2, (grid.height, grid.width))
 
 
 class MergedMap(NamedTuple):
@@ -46,15 +36,8 @@ class MergedMap(NamedTuple):
     there: WindowGrid
 
     def merge(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H', W'), which convolutions read: a cell that no token feeds, as
-        hard masks leave some, holds the mean of its map's other cells."""
-        y = to_map(self.merging.merge(to_tokens(x)), self.there)
-        if self.merging.key_bias is None:
-            return y
-        fed = (self.merging.key_bias > SHUT / 2).unflatten(1, (self.there.height, self.there.width))
-        fed = fed[:, None].to(y.dtype)  # (B, 1, H', W')
-        mean = (y * fed).sum((2, 3), keepdim=True) / fed.sum((2, 3), keepdim=True).clamp(min=1)
-        return torch.where(fed > 0, y, mean)
+        """(B, C, H, W) to (B, C, H', W'), without gaps, see :func:`.common.kernels.filled`."""
+        return to_map(self.merging.merge(to_tokens(x)), self.there)
 
     def update(self, x: Tensor, change: Tensor) -> Tensor:
         """The map x (B, C, H, W) after the merged one changed by ``change`` (B, C, H', W')."""
@@ -74,10 +57,8 @@ class MergedMap(NamedTuple):
 def merged_map(merger: Merger, x: Tensor, state: Any, window: int, call: Call = plain) -> Any:
     """How ``merger`` merges a map x (B, C, H, W), and the state of its chain."""
     here = WindowGrid(x.shape[2], x.shape[3], window)
-    tokens = here.partition(to_tokens(x))
-    windows, state = call(merger, tokens, state, here.valid(x.device))
-    there = merged_grid(here, merger)
-    return MergedMap(on_maps(windows, here, there), here, there), state
+    merging, there, state = merge_map(merger, to_tokens(x), here, state, call)
+    return MergedMap(merging, here, there), state
 
 
 class GroupedPointwise(nn.Conv2d):

@@ -11,7 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from timm.models.byobnet import ByobNet
-from torch import Tensor, nn
+from torch import nn
 
 from ltm_det import cpu
 from ltm_det.backbones.common.arguments import check_start, parse_stages
@@ -124,15 +124,6 @@ class LTMMobileViT(AccountedLoading, ConvolutionalBackbone, BaseModule):
         kept = {f"stages.{i}": self.stages[i][-1].kept for i in self.merging_stages}
         print_log(f"LTMMobileViT: each block keeps, of {self.window**2} tokens: {kept}", "current")
         super().init_weights()
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Images (B, 3, h, w) of any size to the maps (B, C_i, H_i, W_i) of ``out_indices``."""
-        call = cpu.choose(self.executors, x)
-        x, maps = self.stem(x), []
-        for stage in self.stages:
-            x = stage(x, call)
-            maps.append(x)
-        return self.out_maps(maps)
 
     def mergers_by_point(self) -> dict[str, Merger]:
         """The mergers, by the name of their merge point, see :class:`MergePoint`."""

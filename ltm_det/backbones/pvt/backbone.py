@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
-from torch import Tensor, nn
+from torch import nn
 
 from ltm_det import cpu
 from ltm_det.backbones.common.arguments import check_start, parse_stages
@@ -121,15 +121,6 @@ class LTMPVTv2(AccountedLoading, ConvolutionalBackbone, BaseModule):
         print_log(f"LTMPVTv2: each block keeps, of {self.window**2} tokens: {kept}", "current")
         super().init_weights()
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Images (B, 3, h, w) of any size to the maps (B, C_i, H_i, W_i) of ``out_indices``."""
-        call = cpu.choose(self.executors, x)
-        x, maps = self.patch_embed(x), []
-        for stage in self.stages:
-            x = stage(x, call)
-            maps.append(x)
-        return self.out_maps(maps)
-
     def mergers_by_point(self) -> dict[str, Merger]:
         """The mergers, by the name of their merge point, see :class:`MergePoint`."""
         points = {}
@@ -148,11 +139,6 @@ class LTMPVTv2(AccountedLoading, ConvolutionalBackbone, BaseModule):
             if isinstance(module, LTMPVTBlock):
                 points |= {name: module, f"{name}.mlp": module.norm2}
         return points
-
-    def grid_at(self, name: str, image_size: tuple[int, int]) -> tuple[WindowGrid, float]:
-        """The map at a merge point for images of h x w pixels, and the pixels of a token."""
-        stage = int(name.split(".")[1])
-        return WindowGrid(*self.map_size(stage, image_size), self.window), self.strides[stage]
 
     def grid_of_block(self, name: str, image_size: tuple[int, int]) -> WindowGrid:
         """The map that a block's queries are of, for images of h x w pixels.
