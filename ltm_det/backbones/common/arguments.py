@@ -23,6 +23,8 @@ OWN = dict(
     LTMViT=("merge_at",),
     LTMMobileViT=("scope", "dense_blocks"),
     LTMEfficientViT=("scope", "dense_blocks"),
+    LTMPVTv2=("scope", "dense_blocks"),
+    LTMConvNeXt=("dense_blocks",),
 )
 # Those that a backbone sets for each of its mergers.
 PLACE = ("dim", "window", "tokens", "chained", "depth")

@@ -3,12 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ltm_det.backbones.common.arguments import OWN
 from ltm_det.basics.arguments import many, named, whole
 from ltm_det.basics.errors import InputError
-
-# Here and not beside the others': what they were timed with stays as it was.
-OWN["LTMConvNeXt"] = ("dense_blocks",)
 
 STAGES = 4  # that timm's model has
 # ConvNeXt's section 3 (arXiv 2201.03545), as in timm/models/convnext.py and under its names.

@@ -3,12 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ltm_det.backbones.common.arguments import OWN
 from ltm_det.basics.arguments import many, named, whole
 from ltm_det.basics.errors import InputError
-
-# Here and not beside the others': what they were timed with stays as it was.
-OWN["LTMPVTv2"] = ("scope", "dense_blocks")
 
 # PVTv2's Table 1 (arXiv 2106.13797), as in timm/models/pvt_v2.py and under its names. One entry a
 # stage; sr_ratios are the sides of the squares of tokens that make one key and one value.
