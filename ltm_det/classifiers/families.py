@@ -9,47 +9,33 @@ from typing import Any
 
 import timm
 from timm.layers import ClassifierHead
+from torch import nn
 
 from ltm_det.backbones import LTMEfficientViT, LTMMobileViT, LTMSwin
 from ltm_det.classifiers.classifier import Classifier, TokenClassifier, check_token, linear, started
 from ltm_det.classifiers.vit import ClassTokenViT
 
 
-def mobilevit(
-    arch: str,
-    *,
-    merger: Any,
-    num_classes: int,
-    in_chans: int,
-    global_pool: str = "avg",
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-) -> Classifier:
+def mobilevit(arch: str, **given: Any) -> Classifier:
     """A MobileViT under timm's last convolution and head."""
-    options = dict(num_classes=num_classes, global_pool=global_pool)
-    theirs = timm.create_model(f"mobilevit_{arch}", drop_rate=drop_rate, **options)
-    backbone = LTMMobileViT(
-        arch=arch,
-        in_channels=in_chans,
-        out_indices=(4,),
-        drop_path_rate=drop_path_rate,
-        norm_eval=False,
-        merger=merger,
-    )
-    return Classifier(
-        backbone,
-        theirs.head,
-        final_conv=theirs.final_conv,
-        classifier="head.fc",
-        in_chans=in_chans,
-        num_features=theirs.num_features,
-        **options,
-    )
+    theirs = f"mobilevit_{arch}"
+    return convolutional(LTMMobileViT, arch, theirs, last=4, classifier="head.fc", **given)
 
 
-def efficientvit(
+def efficientvit(arch: str, **given: Any) -> Classifier:
+    """An EfficientViT under timm's head, which has a convolution and a hidden layer of its own."""
+    own = dict(last=3, classifier="head.classifier.4", recomputes=False)
+    return convolutional(LTMEfficientViT, arch, f"efficientvit_{arch}", **own, **given)
+
+
+def convolutional(
+    kind: type[nn.Module],
     arch: str,
+    theirs: str,
     *,
+    last: int,
+    classifier: str,
+    recomputes: bool = True,
     merger: Any,
     num_classes: int,
     in_chans: int,
@@ -57,24 +43,31 @@ def efficientvit(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> Classifier:
-    """An EfficientViT under timm's head, which has a convolution and a hidden layer of its own."""
+    """A backbone of ``kind`` under what timm's model has behind its last stage.
+
+    Args:
+        theirs: Name of timm's model.
+        last: Index of the backbone's last stage.
+        classifier, recomputes: Of `Classifier`.
+    """
     options = dict(num_classes=num_classes, global_pool=global_pool)
-    theirs = timm.create_model(f"efficientvit_{arch}", drop_rate=drop_rate, **options)
-    backbone = LTMEfficientViT(
+    twin = timm.create_model(theirs, drop_rate=drop_rate, **options)
+    backbone = kind(
         arch=arch,
         in_channels=in_chans,
-        out_indices=(3,),
+        out_indices=(last,),
         drop_path_rate=drop_path_rate,
         norm_eval=False,
         merger=merger,
     )
     return Classifier(
         backbone,
-        theirs.head,
-        classifier="head.classifier.4",
+        twin.head,
+        final_conv=getattr(twin, "final_conv", None),
+        classifier=classifier,
         in_chans=in_chans,
-        num_features=theirs.num_features,
-        recomputes=False,
+        num_features=twin.num_features,
+        recomputes=recomputes,
         **options,
     )
 
