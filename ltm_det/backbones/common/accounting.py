@@ -97,6 +97,29 @@ class Family:
         raise NotImplementedError
 
 
+def stages_of_blocks(
+    state: Mapping[str, Tensor], block: re.Pattern[str], axis: int, nothing: str
+) -> str:
+    """What :meth:`Family.describe` says of a backbone of stages.
+
+    Args:
+        state: A state dict.
+        block: Matches a weight that each block has once; its first group is the stage.
+        axis: Of that weight, as long as the block has channels.
+        nothing: What is said where there is no block.
+    """
+    channels: dict[str, list[int]] = {}
+    for key, value in state.items():
+        if match := block.match(key):
+            channels.setdefault(match[1], []).append(value.shape[axis])
+    stages = [f"stage {i}: {len(c)} blocks of {c[0]} channels" for i, c in channels.items()]
+    mergers = {key.rpartition(".")[0] for key in state if ".merger" in key}
+    return (
+        f"{'; '.join(stages) or nothing}; mask modules: "
+        f"{some(sorted(mergers)) if mergers else 'none'}"
+    )
+
+
 def account(
     family: Family,
     own: Mapping[str, Tensor],

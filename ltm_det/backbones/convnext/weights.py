@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ltm_det.backbones.common.accounting import Family, Source, some
+from ltm_det.backbones.common.accounting import Family, Source, some, stages_of_blocks
 
 _BLOCK = re.compile(r"^stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.weight$")
 _SECOND = re.compile(r"^stages\.\d+\.blocks\.\d+\.(?:mlp\.)?grn\.")
@@ -48,16 +48,7 @@ class ConvNeXtFamily(Family):
         return lenient and CLASSIFIER_ONLY.match(key) is not None
 
     def describe(self, state: Mapping[str, Tensor]) -> str:
-        dims: dict[str, list[int]] = {}
-        for key, value in state.items():
-            if match := _BLOCK.match(key):
-                dims.setdefault(match[1], []).append(len(value))
-        stages = [f"stage {i}: {len(d)} blocks of {d[0]} channels" for i, d in dims.items()]
-        mergers = {key.rpartition(".")[0] for key in state if ".merger" in key}
-        return (
-            f"{'; '.join(stages) or 'no blocks'}; mask modules: "
-            f"{some(sorted(mergers)) if mergers else 'none'}"
-        )
+        return stages_of_blocks(state, _BLOCK, axis=0, nothing="no blocks")
 
 
 CONVNEXT = ConvNeXtFamily()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ltm_det.backbones.common.accounting import Family, Source, some
+from ltm_det.backbones.common.accounting import Family, Source, some, stages_of_blocks
 
 _BLOCK = re.compile(r"^stages\.(\d+)\.blocks\.(\d+)\.context_module\.main\.qkv\.conv\.weight$")
 _LARGE = re.compile(r"^stages\.\d+\.blocks\.\d+\.main\.spatial_conv\.")
@@ -37,16 +37,7 @@ class EfficientViTFamily(Family):
         return lenient and key.startswith("head.")
 
     def describe(self, state: Mapping[str, Tensor]) -> str:
-        widths: dict[str, list[int]] = {}
-        for key, value in state.items():
-            if match := _BLOCK.match(key):
-                widths.setdefault(match[1], []).append(value.shape[1])
-        stages = [f"stage {i}: {len(w)} blocks of {w[0]} channels" for i, w in widths.items()]
-        mergers = {key.rpartition(".")[0] for key in state if ".merger" in key}
-        return (
-            f"{'; '.join(stages) or 'no attention'}; mask modules: "
-            f"{some(sorted(mergers)) if mergers else 'none'}"
-        )
+        return stages_of_blocks(state, _BLOCK, axis=1, nothing="no attention")
 
 
 EFFICIENTVIT = EfficientViTFamily()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ltm_det.backbones.common.accounting import Family, Source, some
+from ltm_det.backbones.common.accounting import Family, Source, some, stages_of_blocks
 
 _BLOCK = re.compile(r"^stages\.(\d+)\.(\d+)\.transformer\.(\d+)\.attn\.qkv\.weight$")
 _SECOND = re.compile(r"^stages\.\d+\.\d+\.transformer\.\d+\.attn\.qkv_proj\.")
@@ -36,16 +36,7 @@ class MobileViTFamily(Family):
         return lenient and CLASSIFIER_ONLY.match(key) is not None
 
     def describe(self, state: Mapping[str, Tensor]) -> str:
-        dims: dict[str, list[int]] = {}
-        for key, value in state.items():
-            if match := _BLOCK.match(key):
-                dims.setdefault(match[1], []).append(value.shape[-1])
-        stages = [f"stage {i}: {len(d)} blocks of {d[0]} channels" for i, d in dims.items()]
-        mergers = {key.rpartition(".")[0] for key in state if ".merger" in key}
-        return (
-            f"{'; '.join(stages) or 'no transformer'}; mask modules: "
-            f"{some(sorted(mergers)) if mergers else 'none'}"
-        )
+        return stages_of_blocks(state, _BLOCK, axis=-1, nothing="no transformer")
 
 
 MOBILEVIT = MobileViTFamily()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ltm_det.backbones.common.accounting import Family, Source, some
+from ltm_det.backbones.common.accounting import Family, Source, some, stages_of_blocks
 
 _BLOCK = re.compile(r"^stages\.(\d+)\.blocks\.(\d+)\.attn\.kv\.weight$")
 _REDUCTION = re.compile(r"^stages\.\d+\.blocks\.\d+\.attn\.sr\.weight$")
@@ -46,16 +46,7 @@ class PVTv2Family(Family):
         return lenient and key.startswith("head.")
 
     def describe(self, state: Mapping[str, Tensor]) -> str:
-        dims: dict[str, list[int]] = {}
-        for key, value in state.items():
-            if match := _BLOCK.match(key):
-                dims.setdefault(match[1], []).append(value.shape[-1])
-        stages = [f"stage {i}: {len(d)} blocks of {d[0]} channels" for i, d in dims.items()]
-        mergers = {key.rpartition(".")[0] for key in state if ".merger" in key}
-        return (
-            f"{'; '.join(stages) or 'no blocks'}; mask modules: "
-            f"{some(sorted(mergers)) if mergers else 'none'}"
-        )
+        return stages_of_blocks(state, _BLOCK, axis=-1, nothing="no blocks")
 
 
 PVTV2 = PVTv2Family()
