@@ -153,18 +153,20 @@ class LTM(Merger):
         self.proportional = proportional
         self.update = update
         self.temperature = temperature
-        area = pooling_matrix(window, tokens)
         dtype = torch.get_default_dtype()
-        self.register_buffer("area", area.to(dtype), persistent=False)
+        self.step = self.metric = self.initial_logits = None
         if update == "gradient":
             self.step = BottleneckStep(dim, **bottleneck)  # U of a window
+        elif self.keeps_grid:
+            self.step = nn.Parameter(torch.zeros(dim, tokens))  # U
+        if self.keeps_grid:
+            area = pooling_matrix(window, tokens)
+            self.register_buffer("area", area.to(dtype), persistent=False)
+            if not chained:
+                start = temperature * (area + SHARE_FLOOR).log()
+                self.initial_logits = nn.Parameter(start.to(dtype))  # S_0
         else:
-            self.step = nn.Parameter(torch.zeros(dim, tokens)) if self.keeps_grid else None  # U
-        self.metric = None if self.keeps_grid else nn.Parameter(torch.ones(dim))
-        self.initial_logits = None  # S_0
-        if self.keeps_grid and not chained:
-            start = temperature * (area + SHARE_FLOOR).log()
-            self.initial_logits = nn.Parameter(start.to(dtype))
+            self.metric = nn.Parameter(torch.ones(dim))  # weights of channels in distances
         self.rounds = rounds if affinity else 0
         n, times = window * window, self.rounds * tokens
         gram, merged = n * n * (dim + times), 2 * n * times * dim  # multiply-adds in a window
