@@ -32,6 +32,7 @@ from ltm_det.merging.masks import (
     NOBODYS,
     by_gram,
     by_merged,
+    clear,
     columns,
 )
 from ltm_det.merging.pooling import alive_cells, pooling_matrix
@@ -246,7 +247,7 @@ class LTM(Merger):
         if self.step is None:
             return z.new_zeros(())
         if self.update == "learned":
-            return z @ self.step.to(z.dtype)
+            return clear(z @ self.step.to(z.dtype))
         mask = start.exp()
         return z @ self.step(z, mask if real is None else mask * real)
 

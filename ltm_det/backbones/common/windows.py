@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from ltm_det.basics.graphs import tracing
 from ltm_det.merging import NO_MERGING, Merging
 
 # Added to the logits between tokens that only the cyclic shift made neighbours. The dense Swin adds
@@ -151,21 +152,25 @@ class Gathered(torch.autograd.Function):
     """Tokens (B, L, C) in another order, (B, L', C), by one gather instead of several copies; the
     gradient goes back by another one."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Order, back: Order) -> Tensor:
-        ctx.orders = back, there
+    def forward(x: Tensor, there: Order, back: Order) -> Tensor:
         order, padding = there
         x = x.index_select(1, order)
         return x if padding is None else x.index_fill_(1, padding, 0)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Order, Order], output: Tensor) -> None:
+        _, ctx.there, ctx.back = inputs
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return Gathered.apply(gradient, *ctx.orders), None, None
+        return Gathered.apply(gradient, ctx.back, ctx.there), None, None
 
-
-def tracing() -> bool:
-    """Whether a graph is being made for other inputs than these, by compilation or export."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *orders: None) -> Tensor:
+        return Gathered.apply(tangent, ctx.there, ctx.back)
 
 
 def cached_by_size(maxsize: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
