@@ -16,7 +16,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from ltm_det.cpu.products import HAS_BFLOAT16, HAS_ONEDNN
+from ltm_det.cpu.products import HAS_BFLOAT16, HAS_ONEDNN, ONEDNN, way
 
 # Modules that executors know, by the exact name of their class: what derives from one may do
 # something else. Ours, under "ltm_det.", belong to them.
@@ -68,15 +68,17 @@ def choose(executors: Mapping[type, Executor], x: Tensor) -> Call:
 
 
 def fast(x: Tensor) -> bool:
-    """Whether there is a fast way for a pass of ``x``: on the CPU in a dtype that oneDNN has, and
-    nobody there to see the operators: no graph that is traced or exported, no mode, no hook on all
-    modules, none of torch.func's transforms."""
+    """Whether there is a fast way for a pass of ``x``: on the CPU in a dtype that oneDNN has, where
+    it pays in training if there are gradients, and nobody there to see the operators: no graph that
+    is traced or exported, no mode, no hook on all modules, none of torch.func's transforms."""
     if x.device.type != "cpu" or not DTYPES.get(x.dtype) or torch.is_autocast_enabled("cpu"):
         return False
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or x.numel() == 0:
         return False
     if torch.compiler.is_compiling():
         return not torch.is_grad_enabled()
+    if torch.is_grad_enabled() and way(x.dtype) != ONEDNN:
+        return False
     return type(x) in (Tensor, nn.Parameter) and not _observed()
 
 

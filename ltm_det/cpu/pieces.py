@@ -3,8 +3,8 @@
 Large tensors are new memory at each allocation, whose first touch costs many times what is then
 computed in it. So tokens, whose MLPs do not depend on each other, and windows, whose attentions do
 not, are taken a few at a time, in pieces that stay in the cache, each on one thread
-(:mod:`.threads`). In training nothing is kept of a piece but its input: the rest is computed again
-in the backward pass.
+(:mod:`.threads`). In training, where this pays (:mod:`.products`), nothing is kept of a piece but
+its input: the rest is computed again in the backward pass.
 """
 
 from collections.abc import Callable, Sequence

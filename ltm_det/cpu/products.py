@@ -1,7 +1,8 @@
 """Linear layers on the CPU: through oneDNN or through torch's BLAS library, whichever is faster.
 
 Which one that is depends on the make: on some CPUs the BLAS that torch has runs at half of
-oneDNN's speed, on others oneDNN's GELU costs as much as its product.
+oneDNN's speed, on others oneDNN's GELU costs as much as its product. In training the fast way
+computes every piece twice (:mod:`.pieces`), so that it pays on the former alone.
 
 Shapes: T tokens, C and D channels.
 """
@@ -20,11 +21,14 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ltm_det.cpu import threads
 
-ONEDNN, BLAS = WAYS = ("onednn", "blas")
+# By oneDNN; by oneDNN, but in training as torch does it; by BLAS, and the same.
+ONEDNN, INFERENCE, BLAS = WAYS = ("onednn", "onednn-inference", "blas")
 # Names the way to go instead of trying: numbers, to the last digit, are those of the way taken.
 VARIABLE = "LTM_DET_CPU_PRODUCT"
 # How much faster BLAS has to be: where they are about equal, every process goes the same way.
 MARGIN = 0.93
+# How many times as fast oneDNN has to be for the fast way to pay in training.
+TRAINING_MARGIN = 1.5
 
 _settled: str | None = None
 
@@ -59,8 +63,8 @@ def way(dtype: torch.dtype) -> str:
     """
     named = os.environ.get(VARIABLE)
     if named is None:
-        # in other dtypes torch has no other
-        return _settled or _faster() if dtype == torch.float32 else ONEDNN
+        # in other dtypes torch's own is oneDNN's
+        return _settled or _faster() if dtype == torch.float32 else INFERENCE
     if named not in WAYS:
         raise ValueError(f"{VARIABLE}={named}: set it to one of {WAYS}, or not at all")
     return named
@@ -90,12 +94,14 @@ def _faster() -> str:
                 best[run] = min(best[run], time.perf_counter() - start)
 
     threads.alone(measure)
-    return BLAS if best[blas] < MARGIN * best[onednn] else ONEDNN
+    if best[blas] < MARGIN * best[onednn]:
+        return BLAS
+    return ONEDNN if best[blas] > TRAINING_MARGIN * best[onednn] else INFERENCE
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """A linear layer, and its GELU: (T, C) to (T, D). Without gradients."""
-    run = onednn if way(x.dtype) == ONEDNN else blas
+    run = blas if way(x.dtype) == BLAS else onednn
     return run(x, weight, bias, gelu)
 
 
@@ -129,5 +135,5 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer, (*, C) to (*, D)."""
     run: Callable[..., Tensor] = linear
     if torch.is_grad_enabled():
-        run = Linear.apply if way(x.dtype) == ONEDNN else F.linear
+        run = F.linear if way(x.dtype) == BLAS else Linear.apply
     return run(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)

@@ -55,6 +55,15 @@ def test_open_for_plain_images_on_the_cpu():
         assert fast(x)
 
 
+@pytest.mark.parametrize("way", products.WAYS)
+def test_in_training_only_where_it_pays(way, monkeypatch):
+    monkeypatch.setenv(products.VARIABLE, way)
+    x = torch.randn(2, 3)
+    assert fast(x) == (way == products.ONEDNN)
+    with torch.no_grad():
+        assert fast(x)
+
+
 @pytest.mark.parametrize("observer", OBSERVED.values(), ids=OBSERVED)
 def test_shut_where_something_sees_all_operators(observer):
     x = torch.randn(2, 3)

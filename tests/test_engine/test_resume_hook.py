@@ -266,6 +266,6 @@ def test_an_optimizer_of_other_parameters_is_named() -> None:
             check_optimizer(own, other.state_dict())
 
 
-def test_no_way_but_the_two(monkeypatch) -> None:
+def test_no_way_but_those_that_there_are(monkeypatch) -> None:
     with pytest.raises(ValueError, match="'cublas'"):
         products.settle("cublas")
