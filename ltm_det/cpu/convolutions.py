@@ -14,10 +14,10 @@ Shapes: B images, C and D channels, H x W pixels, T tiles in a piece.
 
 import math
 from functools import cache
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ltm_det.cpu import pieces, threads
@@ -82,13 +82,14 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
     """``F.conv2d(x, weight, bias, padding=1)``, without gradients.
 
     Args:
         x: (B, C, H, W), fastest where channels come last in memory.
         weight: (D, C, 3, 3).
         bias: (D,) or None.
+        relu: Whether a ReLU follows.
 
     Returns:
         (B, D, H, W), of which channels come last in memory.
@@ -99,41 +100,73 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     kernel = of_kernel @ weight.permute(2, 3, 1, 0).reshape(9, -1)
     kernel = kernel.view(INPUT**2, channels, out_channels)
 
-    bottom, right = SIDE * rows + 1 - height, SIDE * columns + 1 - width
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, bottom))
-    tiles = padded.unfold(1, INPUT, SIDE).unfold(2, INPUT, SIDE)  # (B, rows, columns, C, 6, 6)
-    tiles = tiles.permute(4, 5, 0, 1, 2, 3)
-    out = x.new_empty(images, SIDE * rows, SIDE * columns, out_channels)
-    target = out.view(images, rows, SIDE, columns, SIDE, out_channels).permute(2, 4, 0, 1, 3, 5)
+    x = x.permute(0, 2, 3, 1)
+    out = x.new_empty(images, height, width, out_channels)
     size = max(1, pieces.PIECE // (INPUT**2 * max(channels, out_channels)))
     spans = cuts(images, rows, columns, size)
+    spaces = SimpleQueue[Workspace]()
 
     def compute(i: int) -> None:
-        at = (slice(None), slice(None), *spans[i])
-        own = tiles[at]
-        y = transformed(into, own.reshape(INPUT**2, -1))  # (36, T * C)
-        y = torch.bmm(y.view(INPUT**2, -1, channels), kernel)  # (36, T, D)
-        y = transformed(back, y.view(INPUT**2, -1)).view(SIDE, SIDE, *own.shape[2:5], -1)
-        target[at] = y if bias is None else y.add_(bias)
+        space = Workspace(x) if spaces.empty() else spaces.get()
+        own, (first, last) = spans[i]
+        shape = own.stop - own.start, last - first, columns
+        top, bottom = SIDE * first - 1, SIDE * last + 1  # of what is read
+        padded = space("map", shape[0], bottom - top, SIDE * columns + 2, channels).zero_()
+        seen = slice(max(top, 0), min(bottom, height))
+        padded[:, seen.start - top : seen.stop - top, 1 : width + 1] = x[own, seen]
+        tiles = padded.unfold(1, INPUT, SIDE).unfold(2, INPUT, SIDE)  # (n, rows, columns, C, 6, 6)
+        count = math.prod(shape)
+        inputs = space("one", INPUT, INPUT, *shape, channels).copy_(tiles.permute(4, 5, 0, 1, 2, 3))
+        inputs = transform(into, inputs, space("other", INPUT**2, count, channels))
+        products = space("one", INPUT**2, count, out_channels)
+        torch.bmm(inputs, kernel, out=products)
+        results = transform(back, products, space("other", SIDE**2, count, out_channels))
+        if bias is not None:
+            results += bias
+        if relu:
+            results.relu_()
+        there = space("map", *shape[:2], SIDE, columns, SIDE, out_channels)
+        there.copy_(results.view(SIDE, SIDE, *shape, -1).permute(2, 3, 0, 4, 1, 5))
+        there = there.flatten(3, 4).flatten(1, 2)
+        made = slice(SIDE * first, min(SIDE * last, height))
+        out[own, made] = there[:, : made.stop - made.start, :width]
+        spaces.put(space)
 
     threads.run(compute, len(spans))
-    return out[:, :height, :width].permute(0, 3, 1, 2)
+    return out.permute(0, 3, 1, 2)
 
 
-def transformed(matrix: Tensor, x: Tensor) -> Tensor:
-    """matrix @ x, some columns at a time: BLAS is half as fast where there are many."""
-    out = x.new_empty(len(matrix), x.shape[1])
+class Workspace:
+    """Memory that is used again for each piece, since new memory costs more than what is computed
+    in it; of one thread at a time."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like, self.memory = like, dict[str, Tensor]()
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """A tensor in the memory of this name, whatever is there."""
+        size = math.prod(shape)
+        if name not in self.memory or len(self.memory[name]) < size:
+            self.memory[name] = self.like.new_empty(size)
+        return self.memory[name][:size].view(shape)
+
+
+def transform(matrix: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """matrix @ x into ``out``, along the first dimensions; some columns at a time, since BLAS is
+    half as fast where there are many."""
+    x, flat = x.view(matrix.shape[1], -1), out.view(len(matrix), -1)
     for start in range(0, x.shape[1], COLUMNS):
         at = slice(start, start + COLUMNS)
-        torch.mm(matrix, x[:, at], out=out[:, at])
+        torch.mm(matrix, x[:, at], out=flat[:, at])
     return out
 
 
-def cuts(images: int, rows: int, columns: int, size: int) -> list[tuple[slice, slice]]:
-    """Pieces of about ``size`` tiles: rows of tiles of an image, or whole images if small."""
+def cuts(images: int, rows: int, columns: int, size: int) -> list[tuple[slice, tuple[int, int]]]:
+    """Pieces of about ``size`` tiles, which images and from which row of tiles to which: some rows
+    of an image, or whole images if they are small."""
     if rows * columns >= size:
         count = threads.shared(-(-rows * columns // size))
         spans = pieces.cuts(rows, math.ceil(rows / min(count, rows)))
-        return [(slice(i, i + 1), slice(*span)) for i in range(images) for span in spans]
+        return [(slice(i, i + 1), span) for i in range(images) for span in spans]
     whole = pieces.cuts(images, size // (rows * columns))
-    return [(slice(*span), slice(None)) for span in whole]
+    return [(slice(*span), (0, rows)) for span in whole]

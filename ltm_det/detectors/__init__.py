@@ -1,6 +1,6 @@
 """The rest of the detector: necks, heads and masks of mmdet's two-stage detectors, faster."""
 
-from ltm_det.detectors.convolutions import FastConv2d, use_fast_convolutions
+from ltm_det.detectors.convolutions import FastConv2d, FastConvModule, use_fast_convolutions
 from ltm_det.detectors.detectors import (
     FAST,
     FastCascadeRCNN,
@@ -21,6 +21,7 @@ __all__ = [
     "FastCascadeRCNN",
     "FastCascadeRoIHead",
     "FastConv2d",
+    "FastConvModule",
     "FastFCNMaskHead",
     "FastFasterRCNN",
     "FastMaskRCNN",

@@ -14,11 +14,21 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ltm_det.detectors.convolutions import FastConv2d
+
 
 @MODELS.register_module()
 class FastRPNHead(RPNHead):
     """mmdet's ``RPNHead``; in evaluation the best anchors of a map are found without sorting the
-    others, and on a CPU boxes are compared with those of their own map alone."""
+    others, and on a CPU ReLU is part of the convolution, and boxes are compared with those of their
+    own map alone."""
+
+    def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A map (B, C, H, W) to logits (B, A, H, W) and deltas (B, 4A, H, W)."""
+        if not isinstance(self.rpn_conv, FastConv2d):
+            return super().forward_single(x)
+        x = self.rpn_conv.then_relu(x)
+        return self.rpn_cls(x), self.rpn_reg(x)
 
     def _predict_by_feat_single(
         self,

@@ -42,6 +42,6 @@ def test_rounding_is_that_of_a_direct_convolution() -> None:
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
 def test_pieces_cover_every_tile_once(images, rows, columns, size) -> None:
     seen = torch.zeros(images, rows, columns)
-    for at in convolutions.cuts(images, rows, columns, size):
-        seen[at] += 1
+    for own, span in convolutions.cuts(images, rows, columns, size):
+        seen[own, slice(*span)] += 1
     assert (seen == 1).all()
