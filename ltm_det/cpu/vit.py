@@ -87,7 +87,7 @@ def attend_everywhere(attn: Any, x: Tensor, tokens: Any) -> Tensor:
 def run_block(block: Any, x: Tensor, tokens: Any, restore: Callable[[Tensor], Tensor]) -> Tensor:
     """An LTMViTBlock: attention and MLP in pieces."""
     z = block.norm1(x)
-    if _unusual(z, tokens):
+    if block.attn.everywhere is None or _unusual(z, tokens):
         change = block.attn(z, tokens)
     else:
         attend = attend_everywhere if block.attn.everywhere else attend_in_windows

@@ -20,6 +20,8 @@ RULES = dict(
     pretrain_img_size=size,
     img_size=size,
     window_size=window,
+    query_groups=optional(whole(1)),
+    group_keys=optional(whole(1)),
     use_abs_pos=flag,
     use_rel_pos=flag,
     rope_base=optional(number(above=1)),
@@ -76,6 +78,19 @@ def check_positions(head_dim: int, use_rel_pos: bool, rope_base: float | None) -
             f"LTMViT: rope_base={rope_base} needs heads of a multiple of 4 channels, for sine and "
             f"cosine of rows and columns, got embed_dims / num_heads={head_dim}"
         )
+
+
+def check_groups(
+    query_groups: int | None, group_keys: int | None, blocks: Sequence[int], use_rel_pos: bool
+) -> None:
+    """What the arguments of grouped attention have to be together."""
+    given = f"LTMViT: query_groups={query_groups} and group_keys={group_keys}"
+    if (query_groups is None) != (group_keys is None):
+        raise InputError(f"{given}: give both, or neither")
+    if query_groups is not None and use_rel_pos:
+        raise InputError(f"{given} do not go with use_rel_pos=True: set it to False")
+    if query_groups is not None and not blocks:
+        raise InputError(f"{given} are of global blocks, and global_blocks names none")
 
 
 def parse_merger(

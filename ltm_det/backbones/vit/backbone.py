@@ -24,11 +24,13 @@ from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.backbones.vit.arguments import (
     RULES,
+    check_groups,
     check_positions,
     check_sizes,
     grid_of,
     parse_merger,
 )
+from ltm_det.backbones.vit.grouped import GroupedAttention
 from ltm_det.backbones.vit.layers import (
     MLPS,
     GlobalAttention,
@@ -69,6 +71,9 @@ class LTMViT(ViTMergePoints, AccountedLoading, BaseModule):
         window_size: M, in tokens.
         global_blocks: Indices of the blocks with global attention; None for the last block of each
             quarter, as in ViTDet; () for none, range(depth) for all.
+        query_groups: G, into which the queries of a global block are parted, each with keys of its
+            own choice (dynamic group attention, arXiv 2203.03937); None: all attend to all.
+        group_keys: M, keys of each group.
         use_abs_pos: Whether there are absolute positions.
         use_rel_pos: Whether attention has decomposed relative positions.
         rope_base: Base of DINOv3's rotary positions, 100 there; None for none. They are read where
@@ -118,6 +123,8 @@ class LTMViT(ViTMergePoints, AccountedLoading, BaseModule):
         img_size: int | Sequence[int] = 1024,
         window_size: int = 14,
         global_blocks: Sequence[int] | None = None,
+        query_groups: int | None = None,
+        group_keys: int | None = None,
         use_abs_pos: bool = True,
         use_rel_pos: bool = False,
         rope_base: float | None = None,
@@ -138,6 +145,7 @@ class LTMViT(ViTMergePoints, AccountedLoading, BaseModule):
             global_blocks = sorted({depth * quarter // 4 - 1 for quarter in range(1, 5)} - {-1})
         check_sizes(embed_dims, depth, num_heads, mlp_ratio, mlp, global_blocks, frozen_stages)
         check_positions(embed_dims // num_heads, use_rel_pos, rope_base)
+        check_groups(query_groups, group_keys, global_blocks, use_rel_pos)
         check_start("LTMViT", init_cfg)
         self.window = window_size
         self.with_cp = with_cp
@@ -165,6 +173,8 @@ class LTMViT(ViTMergePoints, AccountedLoading, BaseModule):
             attention, size = WindowAttention, to_2tuple(window_size)
             if i in global_blocks:
                 attention, size = GlobalAttention, grid_of("img_size", img_size, patch_size)
+                if query_groups is not None:
+                    attention = partial(GroupedAttention, groups=query_groups, keys=group_keys)
             attn = attention(
                 embed_dims,
                 num_heads,

@@ -135,10 +135,10 @@ class RelPosAttention(Attention):
         options: As for timm's Attention.
 
     Attributes:
-        everywhere: Whether all tokens attend to each other.
+        everywhere: Whether all tokens attend to each other; None where they choose.
     """
 
-    everywhere = False
+    everywhere: bool | None = False
 
     def __init__(
         self, dim: int, num_heads: int, rel_pos_size: tuple[int, int] | None, **options
