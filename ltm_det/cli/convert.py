@@ -54,7 +54,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     fit = parser.add_argument_group("the fit to the dense backbone")
     out = parser.add_argument_group("what is written")
     of.add_argument(
-        "config", type=config_file, help="config file of the dense detector, Swin or LTMViT"
+        "config",
+        type=config_file,
+        help="config file of the dense detector: with mmdet's Swin, or any backbone of ltm_det",
     )
     of.add_argument("checkpoint", help="its checkpoint, file or URL")
     into.add_argument("--merger", choices=sorted(MERGERS), default="LTM")
@@ -65,7 +67,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="RATIO",
         help='kept fraction in (0, 1], or a list as "[1,1,0.51,1]", without white space',
     )
-    into.add_argument("--scope", choices=["stage", "block"], help="of a Swin (default: stage)")
+    into.add_argument("--scope", choices=["stage", "block"], help="not of a ViT (default: stage)")
     into.add_argument(
         "--merger-options",
         nargs="+",

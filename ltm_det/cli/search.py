@@ -70,8 +70,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     choices.add_argument(
         "--unit",
         choices=["stage", "block"],
-        help="of a Swin, what gets its ratio in one piece (default: stage); block in stage scope: "
-        "a stage merges from any block to its end",
+        help="not of a ViT: what gets its ratio in one piece (default: stage); block in stage "
+        "scope: a stage merges from any block to its end",
     )
     choices.add_argument("--merger", choices=list(MERGERS), help="default: the config's, or LTM")
     choices.add_argument("--merger-options", nargs="+", action=DictAction, metavar="KEY=VALUE")

@@ -58,7 +58,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         metavar="NAME",
         help="merge points to draw, such as stages.2.blocks.2; "
-        "by default all of a ViT, the last of each stage of a Swin",
+        "by default all of a ViT, the last of each stage of others",
     )
     of.add_argument("--score-thr", type=float, default=0.5, help="least score to draw")
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")

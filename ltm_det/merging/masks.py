@@ -81,7 +81,7 @@ def clear(product: Tensor) -> Tensor:
     """A product of matrices, unchanged, into whose factors no gradients below
     :data:`LEAST_GRADIENT` go: most of a sharp mask's are nothing, and denormal numbers among them
     take an Intel CPU seven times as long for the whole backward pass."""
-    return product if tracing() else _Clear.apply(product)
+    return _Clear.apply(product) if product.requires_grad and not tracing() else product
 
 
 Distances = Callable[[Tensor], Tensor]
