@@ -25,5 +25,7 @@ def pair(dense: float, merged: float, digits: int = 1) -> str:
 
 
 def aged(timed: dict[str, Any]) -> str:
-    """What a row's label ends with where the code that its file timed has changed since."""
-    return "" if is_as_it_was(timed["code"]) else f" (`{timed['commit'][:7]}`)"
+    """What a row's label ends with where the code that its file timed has changed since, or was not
+    kept yet."""
+    same = "code" in timed and is_as_it_was(timed["code"])
+    return "" if same else f" (`{timed['commit'][:7]}`)"

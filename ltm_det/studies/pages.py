@@ -4,13 +4,12 @@ Each function reads what it needs when it is called, and makes Markdown.
 """
 
 import csv
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from statistics import mean
-from typing import Any
 
-from ltm_det.studies import mobile_pages
+from ltm_det.studies import mobile_pages, time_pages
 from ltm_det.studies.classifier_pages import classifier_gmacs
-from ltm_det.studies.page_parts import GIGA, MIB, RESULTS, aged, load, pair, table
+from ltm_det.studies.page_parts import GIGA, MIB, RESULTS, load, pair, table
 
 # Names on the pages, and files of results/flops; the first is its dense twin too.
 SWIN = {
@@ -37,22 +36,6 @@ CONFIGS += [
 CONFIGS += ["mobilevit_s_maskrcnn", "mobilevit_s_ssdlite", "efficientvit_b1_maskrcnn"]
 CONFIGS += ["pvtv2_b0_maskrcnn", "pvtv2_b2_maskrcnn", "convnext_t_maskrcnn"]
 CONFIGS += [f"dino{version}_{size}_maskrcnn" for version in ("v2", "v3") for size in "sbl"]
-# Detectors on the clock: what a row is of, and the file.
-DETECTORS = {
-    "AMD: Mask R-CNN Swin-S, 800 x 1280": "detector_avx2",
-    "AMD, four images": "detector_batch_avx2",
-    "AMD, beside two busy processes": "detector_loaded_avx2",
-    "AMD: Cascade Mask R-CNN Swin-S, 800 x 1280": "detector_cascade_avx2",
-    "AMD: Mask R-CNN ViT-B, 1024 x 1024": "detector_vit_avx2",
-    "Intel: Mask R-CNN Swin-S, 800 x 1280": "detector_intel",
-    "Intel, beside two busy processes": "detector_intel_loaded",
-    "Intel: Cascade Mask R-CNN Swin-S, 800 x 1280": "detector_intel_cascade",
-    "Intel: Mask R-CNN ViT-B, 1024 x 1024": "detector_intel_vit",
-}
-FRONT = [  # those of the README
-    *("detector_avx2", "detector_loaded_avx2"),
-    *("detector_intel", "detector_intel_loaded", "detector_intel_vit"),
-]
 
 
 def gmacs(name: str) -> tuple[float, float, float, float]:
@@ -85,57 +68,6 @@ def gmacs_of_configs(names: list[str] = CONFIGS) -> str:
     return table(["config", "backbone GMACs", "detector GMACs"], rows)
 
 
-def timed(name: str) -> dict[str, dict[str, Any]]:
-    """The rows of a benchmark by model and form, with the model's name alone where that is eager;
-    the busiest load's."""
-    rows = load(f"bench/{name}.json")["rows"]
-    most = max(row["load"] for row in rows)
-    found = {}
-    for row in rows:
-        key = row["model"].removesuffix(f" {row['how']}")
-        if row["load"] == most:
-            found[key if row["how"] == "eager" else f"{key} {row['how']}"] = row
-    return found
-
-
-def base_of(row: dict[str, Any]) -> str:
-    return f"1.00 ({row['median_ms'] / 1e3:.1f} s)"
-
-
-def detector_times(names: Collection[str] = tuple(DETECTORS.values())) -> str:
-    rows = []
-    for label, name in DETECTORS.items():
-        if name not in names:
-            continue
-        found = timed(name)
-        base = next(row for row in found.values() if row["ratio"] == 1)
-        kinds = ("torchvision", "dense", "merged", "dense+lean", "merged+lean")
-        cells = [f"{found[kind]['ratio']:.2f}" if kind in found else "" for kind in kinds]
-        file = load(f"bench/{name}.json")
-        label += (" (one round)" if file["rounds"] == 1 else "") + aged(file)
-        rows.append([label, base_of(base), *cells])
-    kinds = ["torchvision's", "ours, dense", "**ours, merged**", "dense, lean", "merged, lean"]
-    return table(["", "mmdet's (a ViT: timm's backbone)", *kinds], rows)
-
-
-def detector_parts() -> str:
-    found = timed("detector_avx2")
-    parts = next(iter(found.values()))["parts"]
-    rows = [[p, *(f"{1e3 * row['parts'][p]:.0f}" for row in found.values())] for p in parts]
-    return table(["ms", *found], rows)
-
-
-def detector_files() -> str:
-    found = timed("detector_files_avx2")
-    forms = list(dict.fromkeys(row["how"] for row in found.values()))
-    rows = []
-    for model in ("mmdet", "dense", "merged"):
-        own = [found.get(model if how == "eager" else f"{model} {how}") for how in forms]
-        if any(own):
-            rows.append([model, *(f"{row['ratio']:.2f}" if row else "" for row in own)])
-    return table(["", *forms], rows)
-
-
 def picture_memory() -> str:
     found = load("memory/detector_4000x6000.json")["detectors"]
     rows = [[k, f"{v['median_bytes'] / MIB:.0f}", str(v["objects"])] for k, v in found.items()]
@@ -153,23 +85,6 @@ def vit_memory() -> str:
         rows.append([side, *cells])
     head = ["side", "backbone GMACs", "attention GMACs", "inference MiB", "training step MiB"]
     return table(head, rows)
-
-
-def backbone_times() -> str:
-    rows = []
-    for label, name, busy in (
-        ("AMD EPYC, AVX2, idle", "swin_avx2", 0),
-        ("the same, beside two busy processes", "swin_loaded", 2),
-        ("beside four", "swin_loaded", 4),
-        ("Intel Xeon, AVX-512, idle", "swin_intel", 0),
-        ("beside two busy processes", "swin_intel_loaded", 2),
-        ("beside four", "swin_intel_loaded", 4),
-    ):
-        file = load(f"bench/{name}.json")
-        found = {row["model"]: row for row in file["rows"] if row["load"] == busy}
-        cells = [f"{found[kind]['ratio']:.2f}" for kind in ("dense", "merged")]
-        rows.append([label, base_of(found["mmdet"]), *cells, file["commit"][:7]])
-    return table(["CPU, two cores", "mmdet", "`LTMSwin`, dense", "merged", "commit"], rows)
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -262,13 +177,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "gmacs-short": lambda: gmacs_of_configs(["swin_s_maskrcnn", "swin_b_maskrcnn"] + CONFIGS[7:8]),
     "classifier-gmacs": classifier_gmacs,
     **mobile_pages.TABLES,
-    "detector-times": detector_times,
-    "detector-times-short": lambda: detector_times(FRONT),
-    "detector-parts": detector_parts,
-    "detector-files": detector_files,
+    **time_pages.TABLES,
     "picture-memory": picture_memory,
     "vit-memory": vit_memory,
-    "backbone-times": backbone_times,
     "lean-prices": lambda: (RESULTS / "lean/demo_ltm_swin.md").read_text().strip(),
     "exported-ap": exported_ap,
     "compare-swin-0.7": lambda: compared("swin", "0.7"),
@@ -287,7 +198,6 @@ TABLES: dict[str, Callable[[], str]] = {
 VALUES: dict[str, Callable[[], str]] = {
     "demo-box": lambda: f"{load('demo.json')['bbox_mAP']:.2f}",
     "demo-mask": lambda: f"{load('demo.json')['segm_mAP']:.2f}",
-    "files-commit": lambda: load("bench/detector_files_avx2.json")["commit"][:7],
     "compare-commits": lambda: commits("compare.csv"),
     "study-commits": lambda: commits("demo_study.csv"),
     "lean-commits": lambda: commits("lean/demo_ltm_swin.csv"),

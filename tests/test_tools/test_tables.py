@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ltm_det.measure.code import code_of, files_run, is_as_it_was, meaning
-from ltm_det.studies import mobile_pages, pages
+from ltm_det.studies import mobile_pages, pages, time_pages
 from ltm_det.studies.page_parts import aged
 
 ROOT = Path(__file__).parents[2]
@@ -33,13 +33,13 @@ def test_every_table_stands_somewhere() -> None:
             assert f"<!-- {kind} {name} -->" in text, name
 
 
-@pytest.mark.parametrize("name", [*pages.DETECTORS.values(), *mobile_pages.FILES])
+@pytest.mark.parametrize("name", [*time_pages.DETECTORS.values(), *mobile_pages.FILES])
 def test_times_of_older_code_say_so(name: str) -> None:
     """In their tables, which are what results/ and the code are: `make tables` writes it."""
     found = pages.load(f"bench/{name}.json")
     older = found["code"] != code_of(found["code"]["files"])
     assert aged(found) == (f" (`{found['commit'][:7]}`)" if older else "")
-    shown = pages.detector_times([name]) if "detector" in name else mobile_pages.mobile_times()
+    shown = time_pages.detector_times([name]) if "detector" in name else mobile_pages.mobile_times()
     assert not older or aged(found) in shown
 
 
