@@ -13,8 +13,13 @@ SHOWN = 5  # names in a message
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity in it; integers have neither."""
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    """Whether there is neither NaN nor infinity in it; integers have neither.
+
+    A sum, which is ten times as fast, says so where it does not overflow.
+    """
+    if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
+        return True
+    return bool(torch.isfinite(tensor).all())
 
 
 def not_finite(state: Mapping[str, Any]) -> list[str]:

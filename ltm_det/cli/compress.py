@@ -78,8 +78,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     choices.add_argument(
         "--unit",
         choices=["stage", "block"],
-        help="not of a ViT: what gets its ratio in one piece (default: stage, and block where that "
-        "does not meet the budget)",
+        help="what gets its ratio in one piece (default: stage, and block where that does not meet "
+        "the budget)",
     )
     choices.add_argument("--images", type=int, default=64, help="to search on (default: 64)")
     choices.add_argument(

@@ -11,6 +11,7 @@ from ltm_det.basics.finite import (
     check_finite,
     check_numbers,
     check_outputs,
+    is_finite,
     not_finite,
     tensors_in,
     worst,
@@ -54,3 +55,10 @@ def test_numbers_are_named_by_the_keys_that_lead_to_them() -> None:
     check_numbers(dict(a=[1, 2.0, None, "nan"], b=dict(c=0.0)), "z")
     with pytest.raises(InputError, match=r"^z: .* at a\[1\], b.c\n"):
         check_numbers(dict(a=[1, math.inf], b=dict(c=math.nan, d=1.0)), "z")
+
+
+def test_a_sum_that_overflows_is_no_infinite_number() -> None:
+    large = torch.full((8,), 1e38, dtype=torch.float32)
+    assert not large.sum().isfinite() and is_finite(large)
+    assert not is_finite(torch.tensor([float("inf"), float("-inf"), 0.0]))
+    assert is_finite(torch.zeros(0))

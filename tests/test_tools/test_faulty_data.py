@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +189,7 @@ def test_training_and_testing_without_what_is_bad(
     name: str, made: Callable, main: Callable, tmp_path: Path, capsys
 ) -> None:
     """The commands themselves: they stop before the first step, or go the whole way."""
+    time.sleep(1)  # a run that begins in the second of another goes on with its log file
     config = made(name, "train")
     shutil.copy(config.parent / "train.json", config.parent / "val.json")
     shutil.rmtree(config.parent / "val")

@@ -104,8 +104,11 @@ def run(main: Callable, configs: dict[str, Path], tmp_path: Path, monkeypatch) -
     return command
 
 
-QUICK = ("load_from", "test")  # the others read by the same function, and take minutes together
-MARKED = {name: [] if name in QUICK else [pytest.mark.slow] for name in COMMANDS}
+EVERY_TIME = (
+    "load_from",
+    "test",
+)  # the others read by the same function, and take minutes together
+MARKED = {name: [] if name in EVERY_TIME else [pytest.mark.slow] for name in COMMANDS}
 
 
 @pytest.mark.parametrize("command", [pytest.param(n, marks=m) for n, m in MARKED.items()])

@@ -1,4 +1,4 @@
-"""What ExplosionGuardHook takes of a training step: the seconds spent in it, by those of the step.
+"""What ExplosionGuardHook takes of a training step, and of what comes before the first, in seconds.
 
     python tools/analysis/guard_cost.py configs/ltm_swin_s_maskrcnn.py --size 512 512 --steps 10
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, time
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +23,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from psutil import Process
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -58,6 +59,7 @@ def measured(cfg: Config, size: Sequence[int], batch: int, steps: int) -> dict[s
     """Of ``steps`` training steps, half of which look at features."""
     model = MODELS.build(without_pretraining(cfg.model)).train()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    ready = time() - Process().create_time()  # imports, config and model; no data set yet
     spent, guard = Spent(), ExplosionGuardHook(interval=2)
     guard._look = spent.within(guard._look)
     wrapper.step = spent.within(wrapper.step, -1)
@@ -104,6 +106,7 @@ def measured(cfg: Config, size: Sequence[int], batch: int, steps: int) -> dict[s
         guard_ms_of_a_step_that_looks_at_features=1e3 * looking,
         share=(usual + (looking - usual) / every) / step,
         start_ms=1e3 * begin,
+        start_share=begin / (begin + ready),
     )
 
 
