@@ -14,9 +14,8 @@ from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 
-from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import whole
 from ltm_det.cli.check_data import add_options, before_run
 from ltm_det.cli.common import OutputFile, command, config_file, new_parser, output_folder
@@ -25,6 +24,7 @@ from ltm_det.deploy.detector import FORMATS
 from ltm_det.detectors import FAST, check_lean
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
+from ltm_det.engine.classes import check_classes
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py work_dirs/ltm_swin_s_maskrcnn/epoch_36.pth"
 
@@ -72,25 +72,6 @@ def build_runner(cfg: Config, exported: bool) -> Runner:
         if not exported:
             raise
         raise preflight.PreflightError(str(error)) from error
-
-
-def check_order(cfg: Config, file: str) -> None:
-    """Before anything is built: that the weights' classes stand in the config's order.
-
-    Raises:
-        InputError: They are the same classes in another order, which would swap labels.
-    """
-    content = CheckpointLoader.load_checkpoint(file, "cpu", logger="silent")
-    meta = (content.get("meta") or {}).get("dataset_meta") or {}
-    theirs = tuple(meta.get("classes") or meta.get("CLASSES") or ())
-    data = (cfg.get("test_dataloader") or {}).get("dataset")
-    for leaf in preflight.leaf_datasets(data) if data else ():
-        own = tuple((leaf.get("metainfo") or {}).get("classes") or ())
-        if own != theirs and set(own) == set(theirs):
-            raise InputError(
-                f"{file} has its classes in another order than the config: {theirs[:5]}, not "
-                f"{own[:5]}\nGive test_dataloader.dataset.metainfo.classes in its order"
-            )
 
 
 def check_model(model: ConfigDict) -> None:
@@ -166,7 +147,7 @@ def test(args: argparse.Namespace) -> None:
             preflight.check_there(args.checkpoint)
         else:
             preflight.check_checkpoint(args.checkpoint)
-            check_order(cfg, args.checkpoint)
+            check_classes(cfg, "test", args.checkpoint)
     before_run(cfg, args, "test")
     with preflight.launched(cfg), fitting(), building(cfg):
         runner = build_runner(cfg, exported)

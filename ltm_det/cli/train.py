@@ -14,6 +14,7 @@ from ltm_det.cli.common import command, config_file, new_parser, output_folder
 from ltm_det.compat.checkpoint import BACKBONE, WHOLE, fitting
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
+from ltm_det.engine.classes import check_classes
 from ltm_det.engine.mixed_precision import PRECISIONS, float16_advice, set_precision
 from ltm_det.engine.progress_hook import ProgressHook
 from ltm_det.engine.resuming import disk_errors_named, resume, use_safe_checkpoints
@@ -103,6 +104,8 @@ def train(args: argparse.Namespace) -> None:
         say(advice)
     if local_main:
         preflight.check_weights(cfg)
+        if cfg.get("resume") and cfg.get("load_from"):
+            check_classes(cfg, "train", cfg.load_from)
         preflight.check_amp(cfg)
     part = WHOLE if cfg.get("resume") else BACKBONE  # heads may have other classes at a start
     with preflight.launched(cfg), fitting(part), disk_errors_named(cfg), building(cfg):

@@ -165,6 +165,41 @@ def test_classes_in_another_order_are_refused(
     assert "classes in another order than the config" in capsys.readouterr().err
 
 
+MOVED = {
+    "exchanged": ("slab", "box"),
+    "one more before": ("other", "box", "slab"),
+    "one renamed, one moved": ("slab", "other"),
+}
+
+
+@pytest.mark.parametrize("classes", MOVED.values(), ids=MOVED)
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+def test_a_class_of_another_label_is_refused(
+    script: str, classes: tuple, main: Callable, tiny_config: Path, tmp_path: Path, capsys
+) -> None:
+    """Also where a run is resumed, whose data would teach other labels from then on."""
+    config, checkpoint = saved_detector(tiny_config, "moved", SWIN)
+    content = torch.load(checkpoint, weights_only=True)
+    content["meta"] |= dict(dataset_meta=dict(classes=classes), iter=1, epoch=0)
+    content |= dict(optimizer={}, message_hub={}, param_schedulers=[])
+    torch.save(content, checkpoint)
+    words = [config, "--resume", checkpoint] if script == "train.py" else [config, checkpoint]
+    assert main(script, *words, "--work-dir", tmp_path / "work") == 2
+    assert "classes in another order than the config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("meta", ["x", dict(dataset_meta="x"), dict(dataset_meta=dict(classes=7))])
+def test_classes_that_are_no_names_are_named(
+    meta: object, main: Callable, tiny_config: Path, tmp_path: Path, capsys
+) -> None:
+    config, checkpoint = saved_detector(tiny_config, "nameless", SWIN)
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content | dict(meta=meta), checkpoint)
+    assert main("test.py", config, checkpoint, "--work-dir", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "names of classes" in error and str(checkpoint) in error
+
+
 @pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh"])
 def test_dist_scripts_without_arguments_say_how_to_call_them(tool: Callable, script: str) -> None:
     done = tool(script)

@@ -76,22 +76,80 @@ def recheck(source: Source, data: dict[str, Any]) -> list[Finding]:
 
 
 def check_ids(checked: Iterable[tuple[Source, dict[str, Any] | None, Any]]) -> list[Finding]:
-    """Whether a metric's own annotation file knows the images that the data set gives it.
+    """Whether a metric's own annotation file speaks of the images that the data set gives it, and
+    calls the same objects the same.
 
     Args:
         checked: Sources of one split with what they hold.
     """
-    ids = [
-        (source, {row["id"] for row in data["images"] if isinstance(row, dict) and "id" in row})
-        for source, data, _ in checked
-        if data is not None
-    ]
-    metrics = [pair for pair in ids if pair[0].name.endswith("evaluator")]
+    held = [(source, data) for source, data, _ in checked if data is not None]
+    metrics = [pair for pair in held if pair[0].name.endswith("evaluator")]
     found = []
-    for source, given in ids:
-        for metric, there in metrics:
-            if not source.training and given - there:
-                text = f"it lacks {len(given - there)} images of {source.ann_file}"
-                text += f", {next(iter(given - there))!r} for one"
-                found.append(Finding("image ids differ", metric.ann_file, "", text))
+    for source, data in held:
+        for metric, other in metrics:
+            if source.training or metric is source:
+                continue
+            texts = {
+                "image ids differ": other_images(source, data, other),
+                "names of objects differ": other_names(source, data, other),
+            }
+            found += [Finding(k, metric.ann_file, "", text) for k, text in texts.items() if text]
     return found
+
+
+def other_images(source: Source, data: dict[str, Any], other: dict[str, Any]) -> str:
+    """What a metric's images are not, of those in ``data``; nothing where all are there."""
+    given, there = by_id(data, "images"), by_id(other, "images")
+    missing = [key for key in given if key not in there]
+    if missing:
+        return f"it lacks {len(missing)} images of {source.ann_file}, {missing[0]!r} for one"
+    moved = [key for key, row in given.items() if name_of(row) != name_of(there[key])]
+    if moved:
+        one = moved[0]
+        return (
+            f"{len(moved)} images have other files than in {source.ann_file}: {one!r} is "
+            f"{name_of(there[one])!r}, there {name_of(given[one])!r}"
+        )
+    return ""
+
+
+def other_names(source: Source, data: dict[str, Any], other: dict[str, Any]) -> str:
+    """Which objects a metric calls by another name: those of the same id, image and box."""
+    given, there = by_id(data, "annotations"), by_id(other, "annotations")
+    names, others = (by_id(held, "categories") for held in (data, other))
+
+    def name(row: dict[str, Any], of: dict[Any, dict[str, Any]]) -> Any:
+        return of.get(key_of(row.get("category_id")), {}).get("name")
+
+    moved = []
+    for key, row in given.items():
+        twin = there.get(key)
+        if twin is None or any(row.get(k) != twin.get(k) for k in ("image_id", "bbox")):
+            continue
+        if name(row, names) != name(twin, others):
+            moved.append(key)
+    if not moved:
+        return ""
+    one = moved[0]
+    return (
+        f"{len(moved)} objects are of other categories than in {source.ann_file}: {one!r} is a "
+        f"{name(there[one], others)!r}, there a {name(given[one], names)!r}"
+    )
+
+
+def by_id(data: dict[str, Any], kind: str) -> dict[Any, dict[str, Any]]:
+    """The rows of an annotation file that can be told apart by id."""
+    rows = data.get(kind)
+    rows = rows if isinstance(rows, list) else []
+    rows = [row for row in rows if isinstance(row, dict) and row.get("id") is not None]
+    return {key_of(row["id"]): row for row in rows}
+
+
+def key_of(value: Any) -> Any:
+    """An id that can be looked up, whatever it is."""
+    return value if isinstance(value, (int, str)) else repr(value)
+
+
+def name_of(image: dict[str, Any]) -> str:
+    """The name of an image's file, wherever its folder lies."""
+    return str(image.get("file_name")).replace("\\", "/").rpartition("/")[2]

@@ -25,6 +25,8 @@ REMEDIES = {
     "the picture's size; a detector of boxes alone needs none (with_mask=False)",
     "nothing to learn from": "annotate objects of these classes, or loosen filter_cfg",
     "image ids differ": "give the metric's ann_file and the data set's the same images",
+    "names of objects differ": "give the metric the annotation file of the data set, or mend its "
+    "categories",
     "image folder unusable": "name it in data_prefix, and let it be read (chmod)",
     "picture file unusable": "copy the picture again, or leave it out",
     "picture of another size": "write the picture's own size into the file, and see that its "
