@@ -49,6 +49,7 @@ def shaped(width: int, height: int) -> Callable[[Coco, Path], None]:
 
 
 case("picture missing", FILES, picture(Path.unlink), names="2.png")
+case("file_name that no file can have", FILES, image(file_name="\ud800.png"), names="image 2")
 case("picture empty", FILES, picture(lambda file: file.write_bytes(b"")), names="2.png")
 half = picture(lambda file: file.write_bytes(file.read_bytes()[:900]))
 case("picture truncated, PNG", FILES, half, names="2.png")

@@ -110,7 +110,8 @@ def as_text(findings: Sequence[Finding], most: int | None = None) -> str:
         lines.append(f"  remedy: {REMEDIES[kind]}")
     wrong = len(errors(findings))
     lines.append(f"{wrong} errors, {len(findings) - wrong} warnings")
-    return "\n".join(lines)
+    # names may hold what no terminal can show
+    return "\n".join(lines).encode(errors="backslashreplace").decode()
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:

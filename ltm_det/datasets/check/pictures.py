@@ -101,6 +101,8 @@ def look(seen: dict[str, Seen], path: str) -> Seen:
         state = os.stat(path)
     except OSError as error:
         return Seen(fault=f"there is no such file ({error.strerror})")
+    except ValueError as error:  # no name that a file can have
+        return Seen(fault=f"there is no such file ({error})")
     if not stat.S_ISREG(state.st_mode):
         return Seen(fault="it is no file")
     before = seen.get(path)
