@@ -14,7 +14,7 @@ Shapes: B images, C and D channels, H x W pixels, T tiles in a piece.
 
 import math
 from functools import cache
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 import torch
@@ -107,7 +107,10 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) 
     spaces = SimpleQueue[Workspace]()
 
     def compute(i: int) -> None:
-        space = Workspace(x) if spaces.empty() else spaces.get()
+        try:
+            space = spaces.get_nowait()
+        except Empty:
+            space = Workspace(x)
         own, (first, last) = spans[i]
         shape = own.stop - own.start, last - first, columns
         top, bottom = SIDE * first - 1, SIDE * last + 1  # of what is read

@@ -22,7 +22,7 @@ def check_classes(cfg: Config, split: str, file: str) -> None:
         InputError: A class that both name has another label, so that labels would be wrong; or what
             the checkpoint says of classes are no names.
     """
-    theirs = classes_of(file)
+    theirs = names_in(file)
     data = (cfg.get(f"{split}_dataloader") or {}).get("dataset")
     for leaf in leaf_datasets(data) if data else ():
         own = tuple((leaf.get("metainfo") or {}).get("classes") or ())
@@ -37,7 +37,7 @@ def check_classes(cfg: Config, split: str, file: str) -> None:
             )
 
 
-def classes_of(file: str) -> tuple[str, ...]:
+def names_in(file: str) -> tuple[str, ...]:
     """The names that a checkpoint was trained with; none where it doesn't say.
 
     Raises:
