@@ -104,6 +104,10 @@ def check_output(path: str | Path, folder: bool = False) -> None:
     path = Path(path)
     what = "folder" if folder else "file"
     try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # OpenCV dies of it, and logs are written as UTF-8
+        raise InputError(f"{path!a} is no text in UTF-8: name another {what}") from error
+    try:
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
             here = "a folder" if path.is_dir() else "a file" if path.is_file() else "no plain file"
             raise InputError(f"{path} is {here}: name a {what} to write")

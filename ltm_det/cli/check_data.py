@@ -32,6 +32,7 @@ from ltm_det.datasets.check.mending import write_mended
 from ltm_det.datasets.check.pictures import Seen, check_pictures
 from ltm_det.engine import preflight
 from ltm_det.engine.alike import told_by_main
+from ltm_det.engine.config_check import leaf_datasets
 
 EXAMPLE = "configs/demo_ltm_swin_maskrcnn.py --split train --fix mended.json"
 FEW = 3  # problems of a kind that the start of a run shows
@@ -157,7 +158,7 @@ def check_config(
 def sources_of(cfg: Config, split: str) -> Iterator[Source | str]:
     """What a split reads; nothing where the config has switched it off."""
     if cfg.get(f"{split}_cfg") is not None and cfg.get(f"{split}_dataloader") is not None:
-        leaves = preflight.leaf_datasets(cfg[f"{split}_dataloader"].dataset)
+        leaves = leaf_datasets(cfg[f"{split}_dataloader"].dataset)
         yield from sources(split, leaves, evaluators_of(cfg, split))
 
 
@@ -257,7 +258,7 @@ def use_mended(cfg: Config, name: str, place: int | None, old: str, new: str, do
     """
     split = name.partition("_")[0]
     if place is not None:
-        list(preflight.leaf_datasets(cfg[f"{split}_dataloader"].dataset))[place].ann_file = new
+        list(leaf_datasets(cfg[f"{split}_dataloader"].dataset))[place].ann_file = new
     for metric in evaluators_of(cfg, split):
         if metric.get("ann_file") and osp.abspath(metric["ann_file"]) == osp.abspath(old):
             metric["ann_file"] = new

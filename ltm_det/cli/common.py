@@ -146,7 +146,7 @@ class OutputFile:
         self.suffixes, self.beside = suffixes, beside
 
     def __call__(self, given: str) -> Path:
-        path = Path(given)
+        path = _named(given)
         if self.suffixes and path.suffix.lower() not in self.suffixes:
             choice = " or ".join(self.suffixes)
             raise argparse.ArgumentTypeError(f"must end in {choice}, but is {given}")
@@ -158,7 +158,13 @@ class OutputFile:
 
 def output_folder(given: str) -> Path:
     """The type of an option that names a folder to write to."""
-    return _checked(Path(given), folder=True)
+    return _checked(_named(given), folder=True)
+
+
+def _named(given: str) -> Path:
+    if not given:
+        raise argparse.ArgumentTypeError("is empty: give a path")
+    return Path(given)
 
 
 def _checked(path: Path, folder: bool = False) -> Path:

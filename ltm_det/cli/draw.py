@@ -8,6 +8,7 @@ from mmengine.device import get_device
 
 from ltm_det.cli.common import PICTURES, OutputFile, command, config_file, new_parser
 from ltm_det.engine import preflight
+from ltm_det.engine.classes import check_classes
 from ltm_det.pictures.predictions import contact_sheet
 
 EXAMPLE = "ltm.py ltm.pth --out found.png"
@@ -33,6 +34,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int | None:
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_checkpoint(args.checkpoint)
+    check_classes(cfg, "val", args.checkpoint)
     preflight.check_data(cfg, "val")
     contact_sheet(cfg, args.checkpoint, args.out, args.num, args.score_thr, get_device())
 

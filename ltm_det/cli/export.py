@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import torch
@@ -30,6 +29,7 @@ from ltm_det.deploy.predictor import prepared, resized
 from ltm_det.deploy.whole import NAMES
 from ltm_det.detectors import check_lean
 from ltm_det.engine import preflight
+from ltm_det.engine.classes import names_of
 from ltm_det.measure.flops import build_detector
 
 EXAMPLE = "ltm.py ltm.pth --part detector --shape 800 1280 --out detector.xml"
@@ -182,12 +182,10 @@ def calibration(args: argparse.Namespace, detector: nn.Module) -> list[Tensor]:
     return images
 
 
-def classes_of(cfg: Config, meta: dict[str, Any]) -> list[str] | None:
+def classes_of(cfg: Config, known: Sequence[str]) -> list[str] | None:
     """Names of the labels: the checkpoint's, or else those of the config's data."""
-    known = meta.get("dataset_meta") or {}
-    given = known.get("classes") or known.get("CLASSES")
     data = (cfg.get("test_dataloader") or {}).get("dataset") or {}
-    given = given or (data.get("metainfo") or {}).get("classes")
+    given = known or (data.get("metainfo") or {}).get("classes")
     return None if given is None else list(given)
 
 
@@ -202,13 +200,13 @@ def run(args: argparse.Namespace) -> int:
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_checkpoint(args.checkpoint)
     check_lean(cfg.model)
-    meta: dict[str, Any] = {}
+    known: Sequence[str] = ()
     detector = build_detector(cfg)
     if args.checkpoint is None:
         print("No checkpoint is given: the weights are random")
     else:
         found = load_checkpoint(detector, args.checkpoint, map_location="cpu", strict=True)
-        meta = found.get("meta") or {}
+        known = names_of(found, args.checkpoint)
     check_finite(detector.state_dict(), args.checkpoint or args.config)
     height, width = args.shape
     image = torch.randn(1, 3, height, width)
@@ -225,7 +223,7 @@ def run(args: argparse.Namespace) -> int:
                 image,
                 part,
                 dtype=args.dtype,
-                classes=classes_of(cfg, meta),
+                classes=classes_of(cfg, known),
                 calibration=calibration(args, detector),
                 dynamic=args.dynamic,
                 scale=scale_of(cfg),

@@ -24,7 +24,7 @@ from ltm_det.deploy.detector import FORMATS
 from ltm_det.detectors import FAST, check_lean
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
-from ltm_det.engine.classes import check_classes
+from ltm_det.engine.classes import check_classes, check_labels
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py work_dirs/ltm_swin_s_maskrcnn/epoch_36.pth"
 
@@ -151,6 +151,9 @@ def test(args: argparse.Namespace) -> None:
     before_run(cfg, args, "test")
     with preflight.launched(cfg), fitting(), building(cfg):
         runner = build_runner(cfg, exported)
+        if exported:
+            names = runner.model.predictor.about["classes"] or ()
+            check_labels(cfg, "test", args.checkpoint, names)
         if args.out is not None:
             runner.test_evaluator.metrics.append(WholeDump(out_file_path=str(args.out)))
         runner.test()

@@ -15,6 +15,7 @@ from ltm_det.compat.checkpoint import BACKBONE, WHOLE, fitting
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
 from ltm_det.engine.classes import check_classes
+from ltm_det.engine.config_values import check_training
 from ltm_det.engine.mixed_precision import PRECISIONS, float16_advice, set_precision
 from ltm_det.engine.progress_hook import ProgressHook
 from ltm_det.engine.resuming import disk_errors_named, resume, use_safe_checkpoints
@@ -93,6 +94,7 @@ def train(args: argparse.Namespace) -> None:
     local_main = preflight.is_local_main(args.launcher)
     say = print if local_main else lambda words: None
     data = own_data.use_own_data(cfg, args, say) if args.data is not None else None
+    check_training(cfg)
     apply_options(cfg, args)
     resume(cfg, args.resume, say)
     check_data.before_run(cfg, args, "train", "val")

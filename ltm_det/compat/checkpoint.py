@@ -19,7 +19,7 @@ import os
 import pickle
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -144,6 +144,9 @@ def _load_checkpoint(
         raise unreadable(filename, str(error)) from error
     if note:
         print_log(f"{filename}: {note}", logger)
+    if isinstance(content.get("meta"), Mapping) and "config" in content["meta"]:
+        # a config's text, of mmcv 1.x: to compare numbers of GPUs, mmengine would run it on resume
+        content["meta"] = {k: v for k, v in content["meta"].items() if k != "config"}
     return content
 
 

@@ -22,7 +22,7 @@ from ltm_det.compression.settings import LATENCY, Settings
 from ltm_det.deploy.backbone import ExportedBackbone
 from ltm_det.deploy.exported_detector import ExportedDetector
 from ltm_det.deploy.runtime import package
-from ltm_det.engine.preflight import leaf_datasets
+from ltm_det.engine.config_check import leaf_datasets
 
 TOLERANCE = 1e-3  # relative error of a backbone's maps
 SURE = 0.3  # objects of this score and above are looked for in what the file finds

@@ -26,8 +26,10 @@ from ltm_det.datasets.own import OwnData, Split
 from ltm_det.deploy.whole import WholeDetector
 from ltm_det.detectors import FAST
 from ltm_det.engine.building import building
+from ltm_det.engine.classes import names_of
+from ltm_det.engine.config_check import leaf_datasets
 from ltm_det.engine.mixed_precision import FLOAT32, set_precision
-from ltm_det.engine.preflight import check_checkpoint, leaf_datasets
+from ltm_det.engine.preflight import check_checkpoint
 from ltm_det.measure.benchmark_models import PEERS, model_config, our_type
 from ltm_det.measure.detectors import kind_of
 from ltm_det.measure.flops import build_detector
@@ -119,8 +121,7 @@ def given(
     with fitting():
         content = load_checkpoint(model, checkpoint, map_location="cpu", logger="silent")
     check_finite(model.state_dict(), checkpoint)
-    meta = (content.get("meta") or {}).get("dataset_meta") or {}
-    classes = classes_of(cfg, meta, data, checkpoint)
+    classes = classes_of(cfg, names_of(content, checkpoint), data, checkpoint)
     data = with_categories(data, classes)
     say(f"{data.form} data, classes: {len(classes)}; {type(model).__name__}, {checkpoint}")
     files = data.write(folder)
@@ -162,19 +163,18 @@ def full_precision(cfg: Config) -> None:
         set_precision(cfg, FLOAT32)
 
 
-def classes_of(cfg: Config, meta: Any, data: OwnData, checkpoint: str) -> list[str]:
+def classes_of(cfg: Config, known: Sequence[str], data: OwnData, checkpoint: str) -> list[str]:
     """The detector's classes: its checkpoint's, or else its config's, or else the data's.
 
     Raises:
         InputError: The data have others, or there are more or fewer than heads say.
     """
-    known = meta.get("classes") or meta.get("CLASSES")
-    if known is None:
+    if not known:
         leaves = [*leaf_datasets(cfg.test_dataloader.dataset)] if "test_dataloader" in cfg else []
-        known = ((leaves[0].get("metainfo") or {}) if leaves else {}).get("classes")
+        known = ((leaves[0].get("metainfo") or {}) if leaves else {}).get("classes") or ()
     numbers = {n["num_classes"] for n in nodes(cfg.model) if n.get("num_classes", 1) > 1}
-    if known is not None and numbers and len(known) not in numbers:
-        known = None  # of a config that was written for other data
+    if known and numbers and len(known) not in numbers:
+        known = ()  # of a config that was written for other data
     known = list(known or data.classes)
     train = f"train it on these data first: ltm-det train CONFIG --data DIR --weights {checkpoint}"
     if unknown := [name for name in data.classes if name not in known]:

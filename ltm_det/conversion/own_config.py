@@ -14,7 +14,7 @@ from mmengine.config import Config, ConfigDict
 from ltm_det.basics.errors import InputError
 from ltm_det.conversion.own_schedule import base_batch, fit_schedule
 from ltm_det.datasets.own import OwnData
-from ltm_det.engine.preflight import leaf_datasets
+from ltm_det.engine.config_check import leaf_datasets
 
 STEP = 32  # pixels, of sizes: the stride of the coarsest map
 LOADERS = dict(train="train", val="val", test="val")  # by loader, the part of the data

@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from ltm_det.engine.preflight import leaf_datasets
+from ltm_det.engine.config_check import leaf_datasets
 
 SPLITS = ("train", "val", "test")
 

@@ -52,6 +52,11 @@ def building(cfg: Any) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         frames = build_frames(error)
+        if frames is None and resumes(error):
+            raise InputError(
+                f"no run can go on from {cfg.get('load_from')}: {text_of(error)}\nResume an older "
+                "checkpoint, or start anew from its weights with --cfg-options load_from=FILE"
+            ) from error
         if frames is None:
             raise
         raise InputError(told(error, cfg, frames)) from error
@@ -72,6 +77,17 @@ def build_frames(error: BaseException) -> list[FrameType] | None:
             return None
         entry = entry.tb_next
     return frames if at_work else None
+
+
+def resumes(error: BaseException) -> bool:
+    """Whether it was raised while mmengine's runner read the state of a run."""
+    entry = error.__traceback__
+    while entry is not None:
+        code = entry.tb_frame.f_code
+        if code.co_filename == runners.__file__ and code.co_name == "resume":
+            return True
+        entry = entry.tb_next
+    return False
 
 
 def told(error: BaseException, cfg: Any, frames: list[FrameType]) -> str:

@@ -1,12 +1,13 @@
 """Checkpoints on the disk: whether they are whole, and which of them a run goes on from."""
 
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ltm_det.basics.arguments import whole
 from ltm_det.basics.errors import InputError
 
 POINTER = "last_checkpoint"  # mmengine's file in a work folder, which names the last checkpoint
@@ -77,6 +78,34 @@ def lacks(checkpoint: dict[str, Any], optimizer: bool) -> list[str]:
     return [key for key in (*RUN, *[OPTIMIZER] * optimizer) if key not in checkpoint]
 
 
+def check_progress(checkpoint: dict[str, Any]) -> None:
+    """Looks at what mmengine reads of a checkpoint before it takes a step.
+
+    Raises:
+        Damaged: Something in it is not what a run writes.
+    """
+    for name in RUN:
+        if not isinstance(checkpoint[name], Mapping):
+            raise Damaged(f"is damaged: its {name!r} is {checkpoint[name]!r:.80}, no mapping")
+    for name in ("iter", "epoch"):
+        try:
+            whole()(name, checkpoint["meta"].get(name))
+        except InputError as error:
+            raise Damaged(f"is damaged: in its 'meta' {error}") from error
+    groups = checkpoint.get(OPTIMIZER, {})
+    groups = groups.get("param_groups", ()) if isinstance(groups, Mapping) else None
+    if not is_rows(groups) or not all(isinstance(row.get("params"), list) for row in groups):
+        raise Damaged(f"is damaged: its 'optimizer' has no groups of parameters: {groups!r:.80}")
+    schedules = checkpoint.get("param_schedulers", ())
+    lists = schedules.values() if isinstance(schedules, Mapping) else [schedules]
+    if not all(is_rows(rows) for rows in lists):
+        raise Damaged(f"is damaged: its 'param_schedulers' are {schedules!r:.80}, no list of them")
+
+
+def is_rows(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(row, Mapping) for row in value)
+
+
 def check_resumable(file: str | Path, optimizer: bool = True) -> None:
     """Checks that a run can go on from a checkpoint.
 
@@ -92,11 +121,14 @@ def check_resumable(file: str | Path, optimizer: bool = True) -> None:
         checkpoint = read(file)
         if zipfile.is_zipfile(file):
             check_whole(file)
+        missing = lacks(checkpoint, optimizer)
+        if not missing:
+            check_progress(checkpoint)
     except Damaged as error:
         raise InputError(
             f"{file} {error}\n--resume alone goes on from the newest that can be loaded"
         ) from error
-    if missing := lacks(checkpoint, optimizer):
+    if missing:
         raise InputError(
             f"{file} has weights alone (no {', '.join(missing)}): no run goes on from it\n"
             f"Start a new one from these weights: --cfg-options load_from={file}"
@@ -117,12 +149,13 @@ def newest(folders: Iterable[str | Path], optimizer: bool) -> tuple[Path | None,
             continue  # a part, left by a kill
         try:
             checkpoint = read(file)
+            if lacks(checkpoint, optimizer):
+                continue
+            check_progress(checkpoint)
         except Damaged as error:
             damaged.append(f"{file} {error}")
             continue
-        if not lacks(checkpoint, optimizer):
-            meta = checkpoint["meta"]
-            found.append((meta["iter"], file.stat().st_mtime, file))
+        found.append((checkpoint["meta"]["iter"], file.stat().st_mtime, file))
     for _, _, file in sorted(found, reverse=True):
         try:
             if zipfile.is_zipfile(file):

@@ -1,17 +1,17 @@
 """Whether weights and data mean the same by a label."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from ltm_det.basics.errors import InputError
-from ltm_det.engine.preflight import leaf_datasets
+from ltm_det.engine.config_check import class_counts, classes_of, leaf_datasets
 
 
 def check_classes(cfg: Config, split: str, file: str) -> None:
-    """Before anything is built: that no class of the weights has another label in the data.
+    """Before anything is built: that labels of a checkpoint are those of the data.
 
     Args:
         cfg: The config.
@@ -19,22 +19,50 @@ def check_classes(cfg: Config, split: str, file: str) -> None:
         file: Their checkpoint.
 
     Raises:
-        InputError: A class that both name has another label, so that labels would be wrong; or what
-            the checkpoint says of classes are no names.
+        InputError: A class that both name has another label, or the weights know more of them, so
+            that labels would be wrong; or what the checkpoint says of classes are no names, or
+            more than its model has.
     """
     theirs = names_in(file)
-    data = (cfg.get(f"{split}_dataloader") or {}).get("dataset")
-    for leaf in leaf_datasets(data) if data else ():
-        own = tuple((leaf.get("metainfo") or {}).get("classes") or ())
+    for path, count in class_counts(cfg.model):
+        if len(theirs) > count:
+            raise InputError(
+                f"{file} says that it has {len(theirs)} classes, {shown(theirs)}, but {path} is "
+                f"{count}\nGive the config of this checkpoint, or the checkpoint of this config"
+            )
+    check_labels(cfg, split, file, theirs)
+
+
+def check_labels(cfg: Config, split: str, file: str, theirs: Sequence[str]) -> None:
+    """That the names of a detector's classes are those of the data, where both are known.
+
+    Raises:
+        InputError: As :func:`check_classes` does.
+    """
+    loader = f"{split}_dataloader"
+    remedy = (
+        f"Give {loader}.dataset.metainfo.classes in its order; a detector of other classes is a "
+        "new training, which load_from starts"
+    )
+    for leaf in leaf_datasets((cfg.get(loader) or {}).get("dataset")):
+        own = list(classes_of(leaf) or ())
         moved = [n for n in own if n in theirs and own.index(n) != theirs.index(n)]
         if moved:
             name = moved[0]
             raise InputError(
                 f"{file} has its classes in another order than the config: {name!r} is label "
-                f"{theirs.index(name)} of {theirs[:5]}, not {own.index(name)} of {own[:5]}\n"
-                f"Give {split}_dataloader.dataset.metainfo.classes in its order; a detector of "
-                "other classes is a new training, which load_from starts"
+                f"{theirs.index(name)} of {shown(theirs)}, not {own.index(name)} of {shown(own)}\n"
+                f"{remedy}"
             )
+        if own and len(theirs) > len(own):
+            raise InputError(
+                f"{file} finds {len(theirs)} classes, {shown(theirs)}, of which {loader} has "
+                f"{len(own)}, {shown(own)}\n{remedy}"
+            )
+
+
+def shown(names: Sequence[str]) -> str:
+    return f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
 def names_in(file: str) -> tuple[str, ...]:
@@ -43,7 +71,11 @@ def names_in(file: str) -> tuple[str, ...]:
     Raises:
         InputError: They are no names.
     """
-    content = CheckpointLoader.load_checkpoint(file, "cpu", logger="silent")
+    return names_of(CheckpointLoader.load_checkpoint(file, "cpu", logger="silent"), file)
+
+
+def names_of(content: Mapping[str, Any], file: str) -> tuple[str, ...]:
+    """The names of classes in a checkpoint's content, as :func:`names_in` gives them."""
     meta: Any = content.get("meta") or {}
     meta = (meta.get("dataset_meta") or {}) if isinstance(meta, Mapping) else None
     found = meta.get("classes") or meta.get("CLASSES") or () if isinstance(meta, Mapping) else None

@@ -42,7 +42,7 @@ def check_model(cfg: Any) -> None:
     """
     check_optimizer(cfg.get("optim_wrapper"))
     model = cfg.get("model")
-    if model is None:
+    if "model" not in cfg:
         near = nearest("model", cfg.keys()) if cfg.keys() else "it is empty"
         raise InputError(f"the config has no 'model': {near}")
     if isinstance(model, Mapping) and {"type", "backbone"} & {*model} == {"backbone"}:
@@ -240,7 +240,7 @@ def check_classes(model: Part, cfg: Any) -> None:
     for path, count in class_counts(model):
         for loader in LOADERS:
             data = (cfg.get(loader) or {}).get("dataset")
-            for dataset in leaves(data):
+            for dataset in leaf_datasets(data):
                 names = classes_of(dataset)
                 if names is not None and count < len(names):
                     raise InputError(
@@ -257,7 +257,7 @@ def check_order_of_classes(cfg: Any) -> None:
     known = [
         (loader, tuple(names))
         for loader in LOADERS
-        for dataset in leaves((cfg.get(loader) or {}).get("dataset"))
+        for dataset in leaf_datasets((cfg.get(loader) or {}).get("dataset"))
         if (names := classes_of(dataset)) is not None
     ]
     for loader, names in known[1:]:
@@ -272,14 +272,14 @@ def check_order_of_classes(cfg: Any) -> None:
         )
 
 
-def leaves(dataset: Any) -> Iterator[Part]:
+def leaf_datasets(dataset: Any) -> Iterator[Any]:
     """The data sets on disk inside any nesting of wrappers."""
     if not isinstance(dataset, Mapping):
         return
     inner = dataset.get("datasets") or [dataset.get("dataset")]
     if any(isinstance(one, Mapping) for one in inner):
         for one in inner:
-            yield from leaves(one)
+            yield from leaf_datasets(one)
     else:
         yield dataset
 

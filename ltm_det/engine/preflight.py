@@ -19,8 +19,9 @@ from mmengine.utils import is_abs
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import check_output
 from ltm_det.compat.checkpoint import check_weights as check_weights_file
-from ltm_det.engine.config_check import check_model
+from ltm_det.engine.config_check import check_model, leaf_datasets
 from ltm_det.engine.config_files import override, read_config
+from ltm_det.engine.config_values import check_values
 
 COCO_REMEDY = """\
 Put COCO 2017 where the config looks for it,
@@ -90,6 +91,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         raise PreflightError(f"{path} inherits from a missing file: {error}") from error
     override(cfg, options or {})
     check_model(cfg)
+    check_values(cfg)
     return cfg
 
 
@@ -139,16 +141,6 @@ def check_data(cfg: Config, *splits: str) -> None:
                     f"the annotations of {split}_evaluator are not there: {path}\n"
                     f"Name another place with --cfg-options {split}_evaluator.ann_file=FILE"
                 )
-
-
-def leaf_datasets(dataset: dict) -> Iterator[dict]:
-    """The configs of the datasets on disk inside any nesting of dataset wrappers."""
-    inner = dataset.get("datasets") or ([dataset["dataset"]] if "dataset" in dataset else None)
-    if inner is None:
-        yield dataset
-    else:
-        for part in inner:
-            yield from leaf_datasets(part)
 
 
 def dataset_paths(dataset: dict) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Randomness as a function of (seed, rank, iteration), so that a resumed run repeats the first."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from ltm_det.basics.arguments import is_number
 from ltm_det.basics.errors import InputError
 from ltm_det.cpu import products
 
@@ -104,26 +105,57 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Checks that the state is of such an optimizer; torch would find out in a step.
 
     Raises:
-        InputError: It is another one's.
+        InputError: It is another one's, or has no numbers where there have to be.
     """
-    own, theirs = (set(each["param_groups"][0]) for each in (vars(optimizer), state))
-    if odd := {key for key in KINDS if (key in own) != (key in theirs)}:
-        kind = type(optimizer).__name__
-        raise InputError(
-            f"the checkpoint's optimizer is no {kind}: {sorted(odd)} differ\nResume with the "
-            "config of its run, or start anew from its weights with --cfg-options load_from=FILE"
-        )
-    own, theirs = (
-        [len(group["params"]) for group in each["param_groups"]]
-        for each in (vars(optimizer), state)
-    )
-    if own != theirs:
-        here, there = sum(own), sum(theirs)
+    groups = [each["param_groups"] for each in (vars(optimizer), state)]
+    sizes, others = ([len(group["params"]) for group in each] for each in groups)
+    for own, theirs in zip(*groups):
+        if odd := {key for key in KINDS if (key in own) != (key in theirs)}:
+            kind = type(optimizer).__name__
+            raise InputError(
+                f"the checkpoint's optimizer is no {kind}: {sorted(odd)} differ\nResume with the "
+                "config of its run, or start anew from its weights with --cfg-options "
+                "load_from=FILE"
+            )
+        check_numbers("optimizer", own, theirs)
+    if sizes != others:
+        here, there = sum(sizes), sum(others)
         raise InputError(
             f"the checkpoint's optimizer has {there} parameters, this run's {here}: other ones are "
             "frozen\nResume with the frozen_stages of its run, or start anew from its weights "
             "with --cfg-options load_from=FILE"
         )
+
+
+def check_schedules(own: Any, state: Any) -> None:
+    """Checks that what a checkpoint says of learning rates is of this run's schedules.
+
+    Raises:
+        InputError: There are more or fewer, or no numbers where there have to be.
+    """
+    if isinstance(own, Mapping) != isinstance(state, Mapping) or len(own) != len(state):
+        raise InputError(
+            f"the checkpoint has {len(state)} schedules of parameters (param_scheduler), the "
+            f"config {len(own)}\nResume with the config of its run"
+        )
+    if isinstance(own, Mapping):
+        for name, rows in own.items():
+            check_schedules(rows, state.get(name) or ())
+        return
+    for scheduler, theirs in zip(own, state):
+        check_numbers("param_schedulers", scheduler.state_dict(), theirs)
+
+
+def check_numbers(what: str, own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raises InputError where a checkpoint has something else in the place of a number."""
+    for key, value in own.items():
+        good = key not in theirs or is_number(theirs[key]) or isinstance(theirs[key], torch.Tensor)
+        if is_number(value) and not good:
+            raise InputError(
+                f"the checkpoint is damaged: {key!r} of its {what!r} is {theirs[key]!r:.60}, no "
+                "number\nResume an older one, or start anew from its weights with --cfg-options "
+                "load_from=FILE"
+            )
 
 
 @HOOKS.register_module()
@@ -159,6 +191,8 @@ class ExactResumeHook(Hook):
             return  # a test has the optimizer's config alone
         if getattr(runner, "_resume", False):
             check_optimizer(optimizer, checkpoint["optimizer"])
+            if runner.param_schedulers is not None and "param_schedulers" in checkpoint:
+                check_schedules(runner.param_schedulers, checkpoint["param_schedulers"])
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, state in checkpoint["optimizer"].get("state", {}).items():
             shape = parameters[index].shape if index < len(parameters) else ()

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ltm_det.basics.errors import InputError
-from ltm_det.engine.checkpoints import POINTER, check_resumable, to_resume
+from ltm_det.engine.checkpoints import POINTER, check_resumable, read, to_resume
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -64,6 +64,22 @@ def resume(cfg: Config, wanted: str | None, say: Callable[[str], Any]) -> None:
         check_resumable(wanted, optimizer)
     if wanted is not None:
         cfg.resume, cfg.load_from = True, wanted
+        if done := finished(cfg, wanted):
+            say(done)
+
+
+def finished(cfg: Config, file: str) -> str:
+    """What to say of a checkpoint that has trained all that the config asks for; else nothing."""
+    if "://" in file:
+        return ""
+    meta, asked = read(file)["meta"], cfg.get("train_cfg") or {}
+    for name, limit in dict(iter="max_iters", epoch="max_epochs").items():
+        if limit in asked and meta[name] >= asked[limit]:
+            return (
+                f"{file} has trained {meta[name]} of train_cfg.{limit}={asked[limit]}: nothing is "
+                f"left to train. For more: --cfg-options train_cfg.{limit}=N"
+            )
+    return ""
 
 
 @contextmanager

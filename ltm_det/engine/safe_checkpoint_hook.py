@@ -14,13 +14,25 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from ltm_det.basics.arguments import check, choice, flag
+from ltm_det.basics.arguments import whole as count
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import remove_parts, sync, whole, write_text
 from ltm_det.engine.checkpoints import POINTER, Damaged, check_whole, to_resume
+from ltm_det.engine.config_values import interval
 
 STATE = ("last_ckpt", "keep_ckpt_ids", "best_ckpt_path", "best_ckpt_path_dict")
 SAID = ("last_ckpt", "keep_ckpt_ids", "best_")  # how the message hub calls them, and best scores
-CHOICES = ("continue", "stop")
+RULES = dict(
+    interval=interval,
+    max_keep_ckpts=interval,
+    by_epoch=flag,
+    save_optimizer=flag,
+    save_param_scheduler=flag,
+    save_last=flag,
+    save_begin=count(),
+    on_failure=choice(("continue", "stop")),
+)
 
 
 class WholeRunner:
@@ -64,11 +76,9 @@ class SafeCheckpointHook(CheckpointHook):
     """
 
     def __init__(self, *args: Any, on_failure: str = "continue", **options: Any) -> None:
+        given = dict(zip(("interval", "by_epoch"), args)) | options | dict(on_failure=on_failure)
+        check(type(self).__name__, given, RULES)
         super().__init__(*args, **options)
-        if on_failure not in CHOICES:
-            raise InputError(
-                f"on_failure={on_failure!r} of {type(self).__name__}: not in {CHOICES}"
-            )
         self.on_failure = on_failure
 
     def before_run(self, runner: Runner) -> None:

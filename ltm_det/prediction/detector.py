@@ -27,6 +27,7 @@ from ltm_det.deploy.predictor import check_picture
 from ltm_det.detectors import FAST
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
+from ltm_det.engine.classes import names_in
 from ltm_det.prediction.tiles import Find, Size, Tiles, find_in_tiles
 
 Image = np.ndarray | str | Path
@@ -160,6 +161,7 @@ def of_config(
     of pictures that it does not resize."""
     cfg = preflight.load_config(config, options)
     preflight.check_checkpoint(checkpoint)
+    names_in(checkpoint)
     if cfg.model.type in FAST.values():
         cfg.model.test_cfg.rcnn.setdefault("mask_format", "rle")
     with fitting(), building(cfg):

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.optim import LinearParamScheduler
 from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, Dataset
@@ -24,6 +25,7 @@ from ltm_det.engine.resume_hook import (
     ExactResumeHook,
     NumberedBatches,
     check_optimizer,
+    check_schedules,
     seed_everything,
 )
 
@@ -255,6 +257,21 @@ def test_another_optimizers_state_is_named() -> None:
     for own, other in ((adam, sgd), (sgd, adam)):
         with pytest.raises(InputError, match=r"no \w+: \['betas', 'momentum'\] differ"):
             check_optimizer(own, other.state_dict())
+
+
+def test_what_is_no_number_in_a_checkpoint_is_named() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    broken = optimizer.state_dict()
+    broken["param_groups"][0]["lr"] = "x"
+    with pytest.raises(InputError, match="'lr' of its 'optimizer' is 'x', no number"):
+        check_optimizer(optimizer, broken)
+    schedule = LinearParamScheduler(optimizer, "lr", end=5)
+    check_schedules([schedule], [schedule.state_dict()])
+    with pytest.raises(InputError, match="'last_step' of its 'param_schedulers' is None"):
+        check_schedules([schedule], [schedule.state_dict() | dict(last_step=None)])
+    with pytest.raises(InputError, match="has 0 schedules .*, the config 1"):
+        check_schedules([schedule], [])
 
 
 def test_an_optimizer_of_other_parameters_is_named() -> None:

@@ -15,7 +15,7 @@ from ltm_det.engine.resuming import disk_errors_named, resume, use_safe_checkpoi
 SAFE = "mmdet.SafeCheckpointHook"
 
 
-def save(file: Path, iteration: int = 2, **more: object) -> Path:
+def save(file: Path, iteration: object = 2, **more: object) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     meta = dict(epoch=0, iter=iteration)
     torch.save(dict(meta=meta, state_dict={}, message_hub={}, optimizer={}) | more, file)
@@ -73,6 +73,21 @@ def test_checkpoints_in_the_hooks_own_folder_are_found(tmp_path: Path) -> None:
     assert resumed(cfg)[1] == str(file)
 
 
+def test_a_run_that_is_done_is_told_so(tmp_path: Path) -> None:
+    file = str(save(tmp_path / "iter_2.pth"))
+    for limit, more in dict(max_iters=3, max_epochs=1).items():
+        assert resumed(config(tmp_path, train_cfg={limit: more}), file)[2] == ""
+    said = resumed(config(tmp_path, train_cfg=dict(max_iters=2)), file)[2]
+    assert "trained 2 of train_cfg.max_iters=2: nothing is left to train" in said
+
+
+def test_a_broken_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    save(tmp_path / "iter_4.pth", "4")
+    file = str(save(tmp_path / "iter_2.pth"))
+    on, found, said = resumed(config(tmp_path))
+    assert on and found == file and "iter_4.pth is damaged: in its 'meta' iter must be" in said
+
+
 def test_a_restart_goes_on_without_being_told(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
@@ -98,6 +113,14 @@ def test_a_restart_goes_on_without_being_told(tmp_path: Path, monkeypatch) -> No
         (lambda file: file.write_text("<html>"), "can't be loaded"),
         (lambda file: torch.save([1], file), "holds list"),
         (lambda file: torch.save(dict(state_dict={}), file), "weights alone"),
+        (lambda file: save(file, "x"), "iter must be a whole number from 0 on, got 'x'"),
+        (lambda file: save(file, -1), "iter must be a whole number"),
+        (lambda file: save(file, meta=dict(iter=1)), "epoch must be a whole number"),
+        (lambda file: save(file, meta=3), "its 'meta' is 3, no mapping"),
+        (lambda file: save(file, message_hub=None), "its 'message_hub' is None, no mapping"),
+        (lambda file: save(file, optimizer=[1]), "has no groups of parameters"),
+        (lambda file: save(file, optimizer=dict(param_groups=[{}])), "no groups of parameters"),
+        (lambda file: save(file, param_schedulers="x"), "its 'param_schedulers' are 'x'"),
         (lambda file: torch.save(dict(weight=torch.ones(2)), file), "load_from="),
     ],
 )
@@ -105,7 +128,8 @@ def test_train_ends_with_2_and_names_what_it_cant_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch, harm, words: str
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
-    (tmp_path / "config.py").write_text("model = dict(type='MaskRCNN')\n")
+    needed = "train_dataloader = train_cfg = optim_wrapper = {}\n"
+    (tmp_path / "config.py").write_text(f"model = dict(type='MaskRCNN')\n{needed}")
     file = save(tmp_path / "iter_2.pth")
     harm(file)
     given = [str(tmp_path / "config.py"), "--work-dir", str(tmp_path), "--resume", str(file)]

@@ -178,7 +178,7 @@ def test_a_full_disk_at_last_checkpoint_keeps_both(tmp_path: Path, monkeypatch) 
 
 
 def test_an_unknown_answer_to_failure_is_refused() -> None:
-    with pytest.raises(InputError, match="on_failure='ignore'.*continue"):
+    with pytest.raises(InputError, match="on_failure 'ignore'.*continue"):
         SafeCheckpointHook(on_failure="ignore")
 
 

@@ -101,6 +101,14 @@ for name, make in {
 }.items():
     case(f"json {name}", FILE, text(make), mends=False)
 for name in ("images", "annotations", "categories"):
+    case(
+        f"{name} twice",
+        FILE,
+        text(lambda coco, name=name: json.dumps(coco)[:-1] + f', "{name}": []}}'),
+        mends=False,
+        names=f"the key '{name}' stands twice",
+    )
+for name in ("images", "annotations", "categories"):
     case(f"no {name}", FILE, lists(lambda c, name=name: c.pop(name)), mends=False, names=name)
     change = lists(lambda c, name=name: c.update({name: None}))
     case(f"{name} null", FILE, change, mends=False, names=name)

@@ -57,6 +57,9 @@ def test_ap_with_the_file_is_that_of_the_backbone(
         assert_found(exported, own)
 
 
+SPLITS = ("train", "val", "test")
+
+
 def assert_found(own: dict, other: dict) -> None:
     """What lies clearly above the least score is in the other; of the rest, rounding decides."""
     clear = own["scores"] > LEAST + 1e-3
@@ -81,6 +84,11 @@ def test_a_whole_detector_with_random_weights(
     assert "largest difference: boxes" in printed and "masks" in printed
     assert main("test.py", swin[0], tmp_path / "whole.onnx", "--work-dir", tmp_path) == 0
     assert "segm_mAP" in capsys.readouterr().out
+    for classes, told in (("[slab,box]", "in another order"), ("[box]", "finds 2 classes")):
+        given = [f"{name}_dataloader.dataset.metainfo.classes={classes}" for name in SPLITS]
+        words = ["--work-dir", tmp_path, "--cfg-options", *given]
+        assert main("test.py", swin[0], tmp_path / "whole.onnx", *words) == 2
+        assert told in capsys.readouterr().err
     assert main("export.py", *swin, *options, "--check", "--image", "no.png") == 2
     assert "no picture can be read from no.png" in capsys.readouterr().err
 

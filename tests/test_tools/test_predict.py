@@ -151,11 +151,19 @@ def test_wrong_arguments_are_named(detector: tuple[Path, Path], tmp_path: Path) 
         Detector(config, checkpoint)(np.zeros((4, 4)))
 
 
+def nameless(content: dict, name: str) -> None:
+    content["meta"] = dict(dataset_meta=dict(classes=7))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state, name: state[name].fill_(torch.nan), "NaN or infinite weights"),
-        (lambda state, name: state.pop(name), "does not fit"),
+        (
+            lambda content, name: content["state_dict"][name].fill_(torch.nan),
+            "NaN or infinite weights",
+        ),
+        (lambda content, name: content["state_dict"].pop(name), "does not fit"),
+        (nameless, "its 'meta' says no names of classes"),
     ],
 )
 def test_weights_that_cannot_be_right_are_named(
@@ -167,7 +175,7 @@ def test_weights_that_cannot_be_right_are_named(
     capsys: pytest.CaptureFixture,
 ) -> None:
     content = torch.load(detector[1], weights_only=True)
-    change(content["state_dict"], "neck.lateral_convs.0.conv.weight")
+    change(content, "neck.lateral_convs.0.conv.weight")
     torch.save(content, tmp_path / "wrong.pth")
     words = [str(detector[0]), str(tmp_path / "wrong.pth"), "--images", str(pictures)]
     assert predict([*words, "--out", str(tmp_path / "out")]) == 2

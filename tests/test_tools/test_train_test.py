@@ -165,9 +165,66 @@ def test_classes_in_another_order_are_refused(
     assert "classes in another order than the config" in capsys.readouterr().err
 
 
+def as_checkpoint(file: Path, **meta: object) -> None:
+    """Makes weights into something that a run could go on from, with words of its own."""
+    content = torch.load(file, weights_only=True)
+    content["meta"] = dict(content.get("meta") or {}, iter=1, epoch=0) | meta
+    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    content |= dict(optimizer={}, message_hub=hub)
+    torch.save(content, file)
+
+
+def test_more_classes_than_the_model_has_are_refused(
+    main: Callable, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config, checkpoint = saved_detector(tiny_config, "three", SWIN)
+    as_checkpoint(checkpoint, dataset_meta=dict(classes=("box", "slab", "third")))
+    assert main("test.py", config, checkpoint, "--work-dir", tmp_path) == 2
+    told = capsys.readouterr().err
+    assert "it has 3 classes, (box, slab, third)" in told and "num_classes is 2" in told
+
+
+def test_more_classes_than_the_data_have_are_refused(
+    main: Callable, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """COCO's metric would find no category for a label, after all forward passes."""
+    config, checkpoint = saved_detector(tiny_config, "fewer", SWIN)
+    as_checkpoint(checkpoint, dataset_meta=dict(classes=("box", "slab")))
+    less = [
+        f"{name}_dataloader.dataset.metainfo.classes=[box]" for name in ("train", "val", "test")
+    ]
+    words = [config, checkpoint, "--work-dir", tmp_path, "--cfg-options", *less]
+    assert main("test.py", *words) == 2
+    assert "finds 2 classes, (box, slab), of which test_dataloader has 1" in capsys.readouterr().err
+
+
+def test_pictures_do_not_show_other_labels(
+    main: Callable, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config, checkpoint = saved_detector(tiny_config, "drawn", SWIN)
+    as_checkpoint(checkpoint, dataset_meta=dict(classes=("slab", "box")))
+    out = tmp_path / "sheet.png"
+    assert main("analysis/draw_predictions.py", config, checkpoint, "--out", out) == 2
+    assert "classes in another order than the config" in capsys.readouterr().err
+
+
+def test_no_text_in_a_checkpoint_is_run(main: Callable, tiny_config: Path, tmp_path: Path) -> None:
+    """mmengine runs ``meta['config']``, the text of a config, where a run is resumed."""
+    config, checkpoint = saved_detector(tiny_config, "config_text", SWIN)
+    ran = tmp_path / "ran"
+    as_checkpoint(checkpoint, config=f"open({str(ran)!r}, 'w').close()\n")
+    content = torch.load(checkpoint, weights_only=True)
+    del content["optimizer"]  # so that the resumed run needs no state of one
+    torch.save(content, checkpoint)
+    few = ["train_cfg.max_iters=2", "default_hooks.checkpoint.save_optimizer=False"]
+    words = [config, "--work-dir", tmp_path / "w", "--resume", checkpoint, "--cfg-options", *few]
+    assert main("train.py", *words) == 0
+    assert not ran.exists()
+
+
 MOVED = {
     "exchanged": ("slab", "box"),
-    "one more before": ("other", "box", "slab"),
+    "another before": ("other", "box"),
     "one renamed, one moved": ("slab", "other"),
 }
 
@@ -179,10 +236,7 @@ def test_a_class_of_another_label_is_refused(
 ) -> None:
     """Also where a run is resumed, whose data would teach other labels from then on."""
     config, checkpoint = saved_detector(tiny_config, "moved", SWIN)
-    content = torch.load(checkpoint, weights_only=True)
-    content["meta"] |= dict(dataset_meta=dict(classes=classes), iter=1, epoch=0)
-    content |= dict(optimizer={}, message_hub={}, param_schedulers=[])
-    torch.save(content, checkpoint)
+    as_checkpoint(checkpoint, dataset_meta=dict(classes=classes))
     words = [config, "--resume", checkpoint] if script == "train.py" else [config, checkpoint]
     assert main(script, *words, "--work-dir", tmp_path / "work") == 2
     assert "classes in another order than the config" in capsys.readouterr().err

@@ -1,9 +1,9 @@
 """An annotation file as the lists that COCO's have."""
 
-import json
 import os
 from typing import Any
 
+from ltm_det.basics import strict_json
 from ltm_det.datasets.check.findings import Finding
 from ltm_det.datasets.check.source import Source
 
@@ -28,7 +28,9 @@ def read(source: Source, found: list[Finding]) -> dict[str, Any] | None:
     if not text.strip():
         return unusable("it is empty")
     try:
-        data = json.loads(text)
+        data = strict_json.parse(text)
+    except strict_json.TwiceError as error:
+        return unusable(f"{error}: of both, one would be passed over")
     except (ValueError, RecursionError) as error:
         kind = "a page of the web" if text.lstrip()[:1] == "<" else "no json, or a part of one"
         return unusable(f"{kind}: {error}, of {os.path.getsize(source.ann_file)} bytes")

@@ -1,9 +1,9 @@
 """COCO annotations: one json, or a folder with one for each part."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ltm_det.basics import strict_json
 from ltm_det.basics.errors import InputError
 from ltm_det.datasets.own.data import OwnData, Split
 
@@ -59,9 +59,9 @@ def read(file: Path, root: Path | None = None) -> Split:
         InputError: It is no json of COCO's, or its first picture is nowhere.
     """
     try:
-        coco: Any = json.loads(file.read_text())
+        coco: Any = strict_json.parse(file.read_text())
     except (ValueError, OSError) as error:
-        raise InputError(f"{file} is no json: {error}") from error
+        raise InputError(f"{file} is no json that can be used: {error}") from error
     keys = ("images", "annotations", "categories")
     missing = [key for key in keys if not isinstance(coco, dict) or key not in coco]
     if missing:

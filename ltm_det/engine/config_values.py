@@ -1,0 +1,114 @@
+"""Numbers and choices of a run that mmengine and mmdet take as they are: what is wrong with one
+shows in a step or at the first checkpoint, or trains nothing without a word."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ltm_det.basics.arguments import Rule, flag, number, optional, whole
+from ltm_det.basics.errors import InputError
+
+LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET")
+
+
+def interval(name: str, value: Any) -> None:
+    """Every so many; -1 for never."""
+    if value != -1:
+        whole(1)(name, value)
+
+
+def steps(name: str, value: Any) -> None:
+    """Whole and positive; as mmdet's configs have it, also the result of a division."""
+    whole(1)(name, int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def mapping(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} must be a dict, got {value!r}")
+
+
+def level(name: str, value: Any) -> None:
+    """A level of logging, by its name or number."""
+    known = value in LEVELS if isinstance(value, str) else isinstance(value, int)
+    if not known:
+        raise InputError(f"unknown {name} {value!r}: choose one of {', '.join(LEVELS)}")
+
+
+def limit(name: str, value: Any) -> None:
+    """How many are kept; mmdet takes a negative number for all."""
+    if not isinstance(value, int) or isinstance(value, bool) or value == 0:
+        raise InputError(f"{name} must be a whole number from 1 on, or -1 for all, got {value!r}")
+
+
+def overlap(name: str, value: Any) -> None:
+    """Of NMS: a dict with a number."""
+    mapping(name, value)
+    number(0, most=1)(f"{name}.iou_threshold", value.get("iou_threshold", 0.5))
+
+
+PROPOSALS = dict(nms_pre=limit, max_per_img=limit, nms=overlap, min_bbox_size=number(0))
+# Rules by the paths of values; where a config has none, mmengine's default holds.
+RULES: dict[str, Rule] = {
+    "log_level": level,
+    "randomness": mapping,
+    "randomness.seed": optional(whole()),
+    "randomness.deterministic": flag,
+    "env_cfg": mapping,
+    "default_hooks": optional(mapping),
+    "default_hooks.logger.interval": whole(1),
+    "default_hooks.visualization.interval": whole(1),
+    "train_cfg.max_epochs": whole(1),
+    "train_cfg.max_iters": steps,
+    "train_cfg.val_begin": whole(),
+    "train_cfg.val_interval": steps,
+    "optim_wrapper.clip_grad": optional(mapping),
+    "optim_wrapper.clip_grad.max_norm": number(above=0),
+    "optim_wrapper.accumulative_counts": whole(1),
+    "optim_wrapper.optimizer.lr": number(0),
+    "optim_wrapper.optimizer.weight_decay": number(0),
+    "auto_scale_lr.base_batch_size": whole(1),
+    **{
+        f"{split}_dataloader.{name}": rule
+        for split in ("train", "val", "test")
+        for name, rule in dict(batch_size=whole(1), num_workers=whole()).items()
+    },
+    **{f"model.test_cfg.rpn.{name}": rule for name, rule in PROPOSALS.items()},
+    **{f"model.train_cfg.rpn_proposal.{name}": rule for name, rule in PROPOSALS.items()},
+    "model.test_cfg.rcnn.max_per_img": limit,
+    "model.test_cfg.rcnn.score_thr": number(0, most=1),
+    "model.test_cfg.rcnn.nms": overlap,
+    "model.test_cfg.rcnn.mask_thr_binary": number(most=1),
+}
+
+
+def check_values(cfg: Any) -> None:
+    """That a config's values are such as a run can use.
+
+    Raises:
+        InputError: One is not; its path, value and what is allowed.
+    """
+    whole_config = getattr(cfg, "_cfg_dict", cfg)
+    for path, rule in RULES.items():
+        for value in values_at(whole_config, path.split(".")):
+            rule(path, value)
+
+
+def values_at(part: Any, names: list[str]) -> Iterator[Any]:
+    """The value at a path, if it is there."""
+    for name in names:
+        if not isinstance(part, Mapping) or name not in part:
+            return
+        part = part[name]
+    yield part
+
+
+def check_training(cfg: Any) -> None:
+    """That there is all that training takes.
+
+    Raises:
+        InputError: Something is switched off.
+    """
+    for name in ("train_dataloader", "train_cfg", "optim_wrapper"):
+        if not isinstance(cfg.get(name), Mapping):
+            raise InputError(
+                f"{name}={cfg.get(name)!r}: training takes a dict, as configs/ltm_*.py inherit it"
+            )
