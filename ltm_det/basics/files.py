@@ -95,6 +95,18 @@ def sha256_of(path: str | Path) -> str:
     return total.hexdigest()
 
 
+def check_name(path: str | Path) -> None:
+    """Checks that a name is a text: OpenCV dies of bytes that are none, and logs refuse them.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{str(path)!a} is no text in UTF-8: give it another name") from error
+
+
 def check_output(path: str | Path, folder: bool = False) -> None:
     """Checks, before the work, that a file or a folder can be written; leaves nothing behind.
 
@@ -103,10 +115,7 @@ def check_output(path: str | Path, folder: bool = False) -> None:
     """
     path = Path(path)
     what = "folder" if folder else "file"
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:  # OpenCV dies of it, and logs are written as UTF-8
-        raise InputError(f"{path!a} is no text in UTF-8: name another {what}") from error
+    check_name(path)
     try:
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
             here = "a folder" if path.is_dir() else "a file" if path.is_file() else "no plain file"

@@ -21,6 +21,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from ltm_det import deploy
+from ltm_det.basics.files import check_name
 from ltm_det.basics.finite import check_finite, check_outputs, worst
 from ltm_det.cli.common import OutputFile, command, config_file, new_parser
 from ltm_det.deploy.detector import FORMATS as DETECTOR_FORMATS
@@ -152,6 +153,7 @@ def check_objects(
 
 def picture(file: str, detector: nn.Module, size: tuple[int, int]) -> Tensor:
     """(1, 3, H, W), a picture as the detector gets it."""
+    check_name(file)
     image = cv2.imread(file)
     if image is None:
         raise ValueError(f"no picture can be read from {file}")
@@ -174,6 +176,7 @@ def calibration(args: argparse.Namespace, detector: nn.Module) -> list[Tensor]:
     about, size = described(detector, None), tuple(args.shape)
     images = []
     for file in found[:: -(-len(found) // args.calibration_size)]:
+        check_name(file)
         image = cv2.imread(str(file))
         if image is None:
             raise ValueError(f"no picture can be read from {file}")

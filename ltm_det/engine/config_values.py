@@ -1,11 +1,27 @@
 """Numbers and choices of a run that mmengine and mmdet take as they are: what is wrong with one
 shows in a step or at the first checkpoint, or trains nothing without a word."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ltm_det.basics.arguments import Rule, flag, number, optional, whole
+from mmdet.registry import MODELS, TASK_UTILS
+
+from ltm_det.basics.arguments import (
+    Rule,
+    arguments_of,
+    choice,
+    flag,
+    is_number,
+    many,
+    number,
+    optional,
+    text,
+    whole,
+)
 from ltm_det.basics.errors import InputError
+from ltm_det.detectors import FAST
+from ltm_det.engine.config_check import kind_of, leaf_datasets
 
 LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET")
 
@@ -45,7 +61,21 @@ def overlap(name: str, value: Any) -> None:
     number(0, most=1)(f"{name}.iou_threshold", value.get("iou_threshold", 0.5))
 
 
+def location(name: str, value: Any) -> None:
+    """Of a checkpoint: None, a file or a URL."""
+    if value is not None and (not isinstance(value, str) or not value):
+        raise InputError(f"{name} must be a file or a URL, got {value!r}")
+
+
 PROPOSALS = dict(nms_pre=limit, max_per_img=limit, nms=overlap, min_bbox_size=number(0))
+LOADER = dict(batch_size=whole(1), num_workers=whole(), dataset=mapping, sampler=mapping)
+DATASET = dict(
+    metainfo=optional(mapping),
+    data_prefix=optional(mapping),
+    filter_cfg=optional(mapping),
+    pipeline=many(mapping),
+)
+SPLITS = ("train", "val", "test")
 # Rules by the paths of values; where a config has none, mmengine's default holds.
 RULES: dict[str, Rule] = {
     "log_level": level,
@@ -54,6 +84,11 @@ RULES: dict[str, Rule] = {
     "randomness.deterministic": flag,
     "env_cfg": mapping,
     "default_hooks": optional(mapping),
+    "custom_hooks": optional(many(mapping, least=0)),
+    "load_from": location,
+    "resume": flag,
+    "work_dir": optional(text),
+    "launcher": choice(("none", "pytorch", "slurm", "mpi")),
     "default_hooks.logger.interval": whole(1),
     "default_hooks.visualization.interval": whole(1),
     "train_cfg.max_epochs": whole(1),
@@ -66,11 +101,8 @@ RULES: dict[str, Rule] = {
     "optim_wrapper.optimizer.lr": number(0),
     "optim_wrapper.optimizer.weight_decay": number(0),
     "auto_scale_lr.base_batch_size": whole(1),
-    **{
-        f"{split}_dataloader.{name}": rule
-        for split in ("train", "val", "test")
-        for name, rule in dict(batch_size=whole(1), num_workers=whole()).items()
-    },
+    **{f"{split}_dataloader": optional(mapping) for split in SPLITS},
+    **{f"{split}_dataloader.{name}": rule for split in SPLITS for name, rule in LOADER.items()},
     **{f"model.test_cfg.rpn.{name}": rule for name, rule in PROPOSALS.items()},
     **{f"model.train_cfg.rpn_proposal.{name}": rule for name, rule in PROPOSALS.items()},
     "model.test_cfg.rcnn.max_per_img": limit,
@@ -90,6 +122,14 @@ def check_values(cfg: Any) -> None:
     for path, rule in RULES.items():
         for value in values_at(whole_config, path.split(".")):
             rule(path, value)
+    for split in SPLITS:
+        for leaf in leaf_datasets((cfg.get(f"{split}_dataloader") or {}).get("dataset")):
+            for name, rule in DATASET.items():
+                if name in leaf:
+                    rule(f"{split}_dataloader.dataset.{name}", leaf[name])
+    model = cfg.get("model")
+    check_parts(model)
+    check_numbers("model", model)
 
 
 def values_at(part: Any, names: list[str]) -> Iterator[Any]:
@@ -112,3 +152,40 @@ def check_training(cfg: Any) -> None:
             raise InputError(
                 f"{name}={cfg.get(name)!r}: training takes a dict, as configs/ltm_*.py inherit it"
             )
+
+
+def check_parts(model: Any) -> None:
+    """That a two-stage detector has its parts; mmdet's own find out in the first step."""
+    if kind_of(model) in (*FAST, *FAST.values()):
+        for name in ("data_preprocessor", "rpn_head", "roi_head", "train_cfg", "test_cfg"):
+            if not isinstance(model.get(name), Mapping):
+                raise InputError(
+                    f"model.{name}={model.get(name)!r}: {kind_of(model)} takes a dict, as the "
+                    "configs of its kind have it"
+                )
+
+
+def check_numbers(path: str, part: Any) -> None:
+    """That no part of a model has a text where its class has, or asks for, a number."""
+    if isinstance(part, (list, tuple)):
+        for i, value in enumerate(part):
+            check_numbers(f"{path}.{i}", value)
+    if not isinstance(part, Mapping):
+        return
+    wanted = numbers_of(part.get("type"))
+    for name, value in part.items():
+        if name in wanted and isinstance(value, str):
+            raise InputError(f"{path}.{name}={value!r}: {part['type']} takes a number")
+        check_numbers(f"{path}.{name}", value)
+
+
+def numbers_of(kind: Any) -> set[str]:
+    """The arguments of a registered class that are numbers, by annotation or by default."""
+    cls = None
+    if isinstance(kind, str):
+        cls = next(filter(None, (r.get(kind) for r in (MODELS, TASK_UTILS))), None)
+    if not isinstance(cls, type):
+        return set()
+    asked = inspect.signature(cls.__init__).parameters
+    named = {name for name, one in asked.items() if one.annotation in (int, float)}
+    return named | {name for name, default in arguments_of(cls).items() if is_number(default)}

@@ -22,7 +22,7 @@ from mmdet.visualization import DetLocalVisualizer
 from torch import nn
 
 from ltm_det.backbones import MergeWatch
-from ltm_det.basics.files import whole
+from ltm_det.basics.files import check_name, whole
 from ltm_det.pictures.merge_views import Box, MergeView, borders, hues_apart, view_of, zoom
 from ltm_det.pictures.predictions import PANEL, enlarge
 
@@ -208,6 +208,7 @@ def read_image(path: str | Path, at: Sequence[Point] = ()) -> np.ndarray:
     Raises:
         MergingPictureError: There is no readable image, or a point lies outside.
     """
+    check_name(path)
     image = cv2.imread(str(path))
     if image is None:
         raise MergingPictureError(f"no readable image at {path}")

@@ -18,7 +18,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from ltm_det.basics.errors import InputError
-from ltm_det.basics.files import whole
+from ltm_det.basics.files import check_name, whole
 from ltm_det.basics.finite import check_finite
 from ltm_det.compat.checkpoint import fitting
 from ltm_det.engine.building import building
@@ -36,6 +36,7 @@ def predict(model: nn.Module, dataset: Sequence, number: int) -> list[DetDataSam
     samples = []
     for index in picks.tolist():  # all of them first, since the detector takes its time
         path = dataset.get_data_info(index)["img_path"]
+        check_name(path)
         if cv2.imread(path) is None:
             raise InputError(f"no readable image at {path}: put one there, or take it off the data")
     for index in picks.tolist():

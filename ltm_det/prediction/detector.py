@@ -20,6 +20,7 @@ from pycocotools import mask as coco
 
 from ltm_det import deploy
 from ltm_det.basics.errors import InputError
+from ltm_det.basics.files import check_name
 from ltm_det.basics.finite import check_finite
 from ltm_det.compat.checkpoint import fitting
 from ltm_det.deploy import Detections
@@ -129,6 +130,7 @@ def as_array(image: Image) -> np.ndarray:
         InputError: It is none.
     """
     if isinstance(image, (str, Path)):
+        check_name(image)
         if not Path(image).is_file():
             raise InputError(f"no picture at {image}")
         pixels = cv2.imread(str(image), cv2.IMREAD_COLOR)

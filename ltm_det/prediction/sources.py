@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from ltm_det.basics.errors import InputError
+from ltm_det.basics.files import check_name
 from ltm_det.prediction.detector import as_array
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -46,6 +47,8 @@ def files_of(given: Iterable[str | Path]) -> list[Path]:
             raise InputError(f"{path} ends in none of {PICTURES + VIDEOS}")
         else:
             found.append(path)
+    for path in found:
+        check_name(path)
     return found
 
 

@@ -129,7 +129,7 @@ def test_train_ends_with_2_and_names_what_it_cant_resume(
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     needed = "train_dataloader = train_cfg = optim_wrapper = {}\n"
-    (tmp_path / "config.py").write_text(f"model = dict(type='MaskRCNN')\n{needed}")
+    (tmp_path / "config.py").write_text(f"model = dict(type='SoleDetector')\n{needed}")
     file = save(tmp_path / "iter_2.pth")
     harm(file)
     given = [str(tmp_path / "config.py"), "--work-dir", str(tmp_path), "--resume", str(file)]

@@ -66,6 +66,17 @@ SETTINGS = {
     "randomness.seed=x": "randomness.seed must be a whole number from 0 on, got 'x'",
     "log_level=FOO": "unknown log_level 'FOO': choose one of .*INFO",
     "optim_wrapper.clip_grad.max_norm=-1": "clip_grad.max_norm must be .* above 0, got -1",
+    "model.rpn_head=None": "model.rpn_head=None: MaskRCNN takes a dict",
+    "model.data_preprocessor=None": "model.data_preprocessor=None: MaskRCNN takes a dict",
+    f"{HEAD}.loss_bbox.loss_weight=x": f"{HEAD}.loss_bbox.loss_weight='x': .* takes a number",
+    "model.train_cfg.rpn.assigner.pos_iou_thr=x": "pos_iou_thr='x': MaxIoUAssigner takes a number",
+    "custom_hooks=x": "custom_hooks must be a list, got 'x'",
+    "load_from=3": "load_from must be a file or a URL, got 3",
+    "launcher=x": "unknown launcher 'x'",
+    "train_dataloader.sampler=None": "train_dataloader.sampler must be a dict, got None",
+    "train_dataloader.dataset.pipeline=None": "dataset.pipeline must be a list, got None",
+    "train_dataloader.dataset.data_prefix=x": "dataset.data_prefix must be a dict, got 'x'",
+    "train_dataloader.dataset.filter_cfg=x": "dataset.filter_cfg must be a dict, got 'x'",
     "model.neck.in_channels.7=1": "--cfg-options .*: model.neck.in_channels is a list of 4: give 0",
 }
 SWIN = "_base_ = '{base}'\nmodel = dict(backbone=dict(type='LTMSwin'))\n"

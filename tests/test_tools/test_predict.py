@@ -1,6 +1,7 @@
 """From pictures, folders and videos to objects, by a checkpoint and by its exported file."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from ltm_det import Detector
 from ltm_det.basics.errors import InputError
 from ltm_det.cli.export import main as export
 from ltm_det.cli.predict import main as predict
+from ltm_det.prediction.detector import as_array
 from tests.test_tools.detectors import SWIN, saved_detector
 
 ANY = ["--score-thr", "0.0"]
@@ -180,6 +182,16 @@ def test_weights_that_cannot_be_right_are_named(
     words = [str(detector[0]), str(tmp_path / "wrong.pth"), "--images", str(pictures)]
     assert predict([*words, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_names_that_are_no_text_are_refused(detector: tuple[Path, Path], tmp_path: Path) -> None:
+    """OpenCV would end the process."""
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    Path(os.fsdecode(name)).write_bytes(b"")
+    with pytest.raises(InputError, match=r"udcff.png' is no text in UTF-8"):
+        as_array(os.fsdecode(name))
+    words = [*map(str, detector), "--images", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert predict(words) == 2
 
 
 def test_help_names_an_example(capsys: pytest.CaptureFixture) -> None:

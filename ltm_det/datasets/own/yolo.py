@@ -13,6 +13,7 @@ import yaml
 from pycocotools import mask as coco_mask
 
 from ltm_det.basics.errors import InputError
+from ltm_det.basics.files import check_name
 from ltm_det.datasets.own.data import OwnData, Split
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -85,6 +86,7 @@ def split_of(file: Path, roots: list[Path], given: Any, names: list[str]) -> Spl
     images, annotations = [], []
     folder = file.parent.resolve()
     for number, picture in enumerate(pictures, start=1):
+        check_name(picture)
         pixels = cv2.imread(str(picture))
         if pixels is None:
             raise InputError(f"{picture}, a picture of {file}, can't be read: mend or remove it")
