@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from ltm_det.backbones import LTMSwin
+from ltm_det.backbones import LTMSwin, LTMViT
 from ltm_det.compression.given import loaded
 from tests.test_compression import small
 from tests.test_compression.kinds import KINDS, config_of
@@ -51,7 +51,7 @@ def test_all_steps(
     assert any("backbone alone" in note for note in report["notes"]) != whole
     assert report["finetuning"]["iterations"] == 2
     model = loaded(Config.fromfile(out / "config.py"), str(out / "model.pth"))
-    assert isinstance(model.backbone, LTMSwin)
+    assert isinstance(model.backbone, LTMViT if kind == "vit" else LTMSwin)
     assert bool(model.backbone.mergers_by_point()) == bool(report["merging"])
     page = (out / "report.html").read_text()
     assert "://" not in page and page.count("data:image/jpeg") == 2
