@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+OWN = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # which may name a checkout
 MINE = """
 _base_ = "ltm_det::demo_ltm_swin_maskrcnn.py"
 train_cfg = dict(max_iters=2, val_interval=2)
@@ -33,12 +34,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, ROOT]
-    subprocess.run([*pip, *build], check=True)
+    subprocess.run([*pip, *build], check=True, env=OWN)
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "env", with_pip=False)
     python = folder / "env/bin/python"
     install = ["--python", python, "install", "--no-deps", "--no-index", wheel]
-    subprocess.run([*pip, *install], check=True)
+    subprocess.run([*pip, *install], check=True, env=OWN)
     (site,) = (folder / "env").glob("lib/python*/site-packages")
     (site / "outer.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     return folder
@@ -48,7 +49,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(installed: Path) -> Callable[..., str]:
     """Runs a program of that environment in another folder; gives what it printed."""
     (installed / "elsewhere").mkdir()
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    env = OWN | {"OMP_NUM_THREADS": "1"}
 
     def program(name: str, *words: object) -> str:
         command = [installed / "env/bin" / name, *map(str, words)]
