@@ -19,21 +19,26 @@ from ltm_det.studies.pages import CONFIGS, GIGA, TABLES, VALUES, load  # noqa: E
 MARKER = re.compile(r"<!-- (table|value) ([\w./-]+) -->(.*?)<!-- end -->", re.DOTALL)
 
 
+ALONE = ["hst_vit_b_maskrcnn"]  # configs without a twin
+
+
 def model_index() -> str:
     """model-index.yml's metafile: the configs, their parameters and GMACs."""
+    named = [(f"ltm_{name}", f"ltm_{name}", "merged") for name in CONFIGS]
+    named += [(name, f"ltm_{name}", "dense") for name in CONFIGS]
+    named += [(name, name, "dense") for name in ALONE]
     models = []
-    for prefix, side in (("ltm_", "merged"), ("", "dense")):
-        for name in CONFIGS:
-            config, found = f"configs/{prefix}{name}.py", load(f"flops/ltm_{name}.json")
-            macs = found[side]["macs"]
-            about = {
-                "Image Size": found["shape"],
-                "GMACs": round(macs["detector"] / GIGA, 1),
-                "Backbone GMACs": round(macs["backbone"] / GIGA, 1),
-                "Parameters (M)": round(found[side]["params"]["detector"] / 1e6, 1),
-            }
-            if (ROOT / config).exists():  # of some the dense twin is mmdet's own
-                models.append(dict(Name=f"{prefix}{name}", Config=config, Metadata=about))
+    for name, file, side in named:
+        config, found = f"configs/{name}.py", load(f"flops/{file}.json")
+        macs = found[side]["macs"]
+        about = {
+            "Image Size": found["shape"],
+            "GMACs": round(macs["detector"] / GIGA, 1),
+            "Backbone GMACs": round(macs["backbone"] / GIGA, 1),
+            "Parameters (M)": round(found[side]["params"]["detector"] / 1e6, 1),
+        }
+        if (ROOT / config).exists():  # of some the dense twin is mmdet's own
+            models.append(dict(Name=name, Config=config, Metadata=about))
     return yaml.safe_dump(dict(Models=models), sort_keys=False)
 
 

@@ -6,9 +6,10 @@ from ltm_det.backbones.efficientvit import LTMEfficientViT
 from ltm_det.backbones.mobilevit import LTMMobileViT
 from ltm_det.backbones.pvt import LTMPVTv2
 from ltm_det.backbones.swin import LTMSwin
-from ltm_det.backbones.vit import LTMViT
+from ltm_det.backbones.vit import HSTViT, LTMViT
 
 __all__ = [
+    "HSTViT",
     "LTMConvNeXt",
     "LTMEfficientViT",
     "LTMMobileViT",

@@ -97,6 +97,9 @@ def backbone_channels(backbone: Part) -> list[int] | None:
             return [value_of(backbone, "embed_dims", kind) * 2**i for i in outs]
         if kind == "LTMViT":
             return [value_of(backbone, "embed_dims", kind)]
+        if kind == "HSTViT":
+            width = value_of(backbone, "embed_dims", kind)
+            return [width * 2**i for i in value_of(backbone, "out_indices", kind)]
         if kind in MOBILE:
             arch, (archs, channels) = value_of(backbone, "arch", kind), MOBILE[kind]
             widths = (archs[arch] if isinstance(arch, str) else arch)[channels]

@@ -68,6 +68,25 @@ def gmacs_of_configs(names: list[str] = CONFIGS) -> str:
     return table(["config", "backbone GMACs", "detector GMACs"], rows)
 
 
+# What the literature names beside mergers: its file in results/flops, and the side of it.
+BESIDE = {
+    "ViT-B, as ViTDet": ("ltm_vit_b_maskrcnn", "dense"),
+    "`LTM`": ("ltm_vit_b_maskrcnn", "merged"),
+    "`query_groups=8, group_keys=98` (DGT)": ("dgt_vit_b_maskrcnn", "dense"),
+    "`HSTViT`": ("hst_vit_b_maskrcnn", "dense"),
+}
+
+
+def beside_mergers() -> str:
+    rows, whole = [], None
+    for label, (name, side) in BESIDE.items():
+        found = load(f"flops/{name}.json")[side]
+        macs, params = (found[kind]["backbone"] for kind in ("macs", "params"))
+        whole = whole or macs
+        rows.append([label, f"{macs / GIGA:.1f}", f"{macs / whole:.2f}", f"{params / 1e6:.1f}"])
+    return table(["", "backbone GMACs", "of dense", "parameters, M"], rows)
+
+
 def picture_memory() -> str:
     found = load("memory/detector_4000x6000.json")["detectors"]
     rows = [[k, f"{v['median_bytes'] / MIB:.0f}", str(v["objects"])] for k, v in found.items()]
@@ -178,6 +197,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "classifier-gmacs": classifier_gmacs,
     **mobile_pages.TABLES,
     **time_pages.TABLES,
+    "beside-mergers": beside_mergers,
     "picture-memory": picture_memory,
     "vit-memory": vit_memory,
     "lean-prices": lambda: (RESULTS / "lean/demo_ltm_swin.md").read_text().strip(),

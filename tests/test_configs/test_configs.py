@@ -24,7 +24,8 @@ LARGE = re.compile(r"_[bl]_|_s_cascade|_t_cascade|mobilevit_s_|_b1_|pvtv2_b|conv
 
 def build(config: Config) -> torch.nn.Module:
     register_all_modules()
-    config.model.backbone.init_cfg = None
+    for part in filter(None, (config.model.backbone, config.model.backbone.get("vit"))):
+        part.init_cfg = None
     if config.model.data_preprocessor.get("pad_size_divisor", 1) > 32:
         config.model.data_preprocessor.pad_size_divisor = 32  # ViTDet pads to 1024
     stages = config.model.train_cfg.get("rcnn") or []

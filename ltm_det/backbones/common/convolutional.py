@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltm_det import cpu
 from ltm_det.backbones.common.arguments import window
+from ltm_det.backbones.common.frozen import FrozenStages
 from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.basics.arguments import flag, many, number, whole
 from ltm_det.basics.errors import InputError
@@ -24,7 +25,7 @@ RULES = dict(
 )
 
 
-class ConvolutionalBackbone(nn.Module):
+class ConvolutionalBackbone(FrozenStages):
     """Mixin, to be named before mmengine's BaseModule: a stem, and stages that halve the map.
 
     Attributes:
@@ -58,20 +59,14 @@ class ConvolutionalBackbone(nn.Module):
 
     def train(self, mode: bool = True) -> "ConvolutionalBackbone":
         super().train(mode)
-        self.freeze()
         if self.norm_eval:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
 
-    def freeze(self) -> None:
-        """Takes the stem and the first stages out of training."""
-        if self.frozen_stages < 0:
-            return
-        for module in (self.stem, *self.stages[: self.frozen_stages]):
-            module.eval()
-            module.requires_grad_(False)
+    def frozen(self) -> list[nn.Module]:
+        return [self.stem, *self.stages[: self.frozen_stages]]
 
     def shift_at(self, name: str) -> int:
         """By how many tokens the map is rolled back at a merge point: windows never shift."""

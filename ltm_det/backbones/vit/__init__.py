@@ -1,5 +1,6 @@
 """The plain ViT with merged tokens, as ViTDet lays it out."""
 
 from ltm_det.backbones.vit.backbone import LTMViT
+from ltm_det.backbones.vit.side import HSTViT
 
-__all__ = ["LTMViT"]
+__all__ = ["HSTViT", "LTMViT"]

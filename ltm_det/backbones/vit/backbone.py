@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ltm_det import cpu
 from ltm_det.backbones.common.arguments import check_start
+from ltm_det.backbones.common.frozen import FrozenStages
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.backbones.vit.arguments import (
@@ -46,9 +47,11 @@ from ltm_det.basics.arguments import checked
 from ltm_det.cpu import Call
 from ltm_det.merging import build_merger
 
+Reader = Callable[[Tensor, TokenMap], None]
+
 
 @MODELS.register_module()
-class LTMViT(ViTMergePoints, AccountedLoading, BaseModule):
+class LTMViT(FrozenStages, ViTMergePoints, AccountedLoading, BaseModule):
     """Plain ViT with windowed and global blocks, and learnable token merging.
 
     Before block ``merge_at`` the tokens of every window are merged, and stay so to the last block:
@@ -211,15 +214,24 @@ class LTMViT(ViTMergePoints, AccountedLoading, BaseModule):
         for parameter in (self.pos_embed, self.prefix_tokens):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
-        self._freeze()
+        self.freeze()
 
     def init_weights(self) -> None:
         kept = {block: side**2 for block, side in self.sides.items()}
         print_log(f"LTMViT: kept of {self.window**2} tokens a window, by block: {kept}", "current")
         super().init_weights()
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Images (B, 3, h, w) of any size to one map (B, C, H, W), padded to whole patches."""
+    def forward(
+        self, x: Tensor, extra: Tensor | None = None, read: Reader | None = None
+    ) -> list[Tensor]:
+        """Images (B, 3, h, w) of any size to one map (B, C, H, W), padded to whole patches.
+
+        Args:
+            x: The images.
+            extra: (E, C), tokens beside the map, behind the backbone's own; None for none.
+            read: Is called after each block with its tokens (B, T + E + L, C) and their map; None:
+                nobody looks.
+        """
         patch = self.patch_embed.patch_size
         hw = tuple((n + p - 1) // p for n, p in zip(x.shape[2:], patch))  # ONNX: no negatives
         grid = WindowGrid(*hw, self.window)
@@ -228,35 +240,45 @@ class LTMViT(ViTMergePoints, AccountedLoading, BaseModule):
             x = x + resample_abs_pos_embed(
                 self.pos_embed, hw, self.pretrain_grid, num_prefix_tokens=0, antialias=False
             )
-        if self.prefix_tokens is not None:
-            x = torch.cat([self.prefix_tokens.expand(x.shape[0], -1, -1), x], dim=1)
+        beside = [tokens for tokens in (self.prefix_tokens, extra) if tokens is not None]
+        prefix = sum(tokens.shape[-2] for tokens in beside)
+        if beside:
+            x = torch.cat([*(tokens.expand(x.shape[0], -1, -1) for tokens in beside), x], dim=1)
         call = cpu.choose(self.executors, x)
         x, tokens, restore = self.pos_drop(x), TokenMap(grid, grid).turned(self.rope_embed, x), keep
         for i, block in enumerate(self.blocks):
             if i in self.sides:
-                x, tokens, restore = self._merge(call, i, x, tokens, restore)
+                x, tokens, restore = self._merge(call, i, x, tokens, restore, prefix)
             last = i == len(self.blocks) - 1
             x = self._run(call, block, x, tokens, restore if last else keep)
-        x = self.norm(x[:, self.num_prefix :])
+            if read is not None:
+                read(x, tokens._replace(grid=grid) if last else tokens)
+        x = self.norm(x[:, prefix:])
         return [x.transpose(1, 2).unflatten(2, hw).contiguous()]
 
     def _merge(
-        self, call: Call, block: int, x: Tensor, tokens: TokenMap, restore: Callable[..., Tensor]
+        self,
+        call: Call,
+        block: int,
+        x: Tensor,
+        tokens: TokenMap,
+        restore: Callable[..., Tensor],
+        beside: int,
     ) -> tuple[Tensor, TokenMap, Callable[[Tensor], Tensor]]:
-        """Merges x (B, T + L, C) before a block.
+        """Merges x (B, T + L, C), with T tokens ``beside`` the map, before a block.
 
         Returns:
             Fewer tokens y0, their map, and the way back to the full map for what becomes of them,
             x + unmerge(y - y0) and then ``restore``.
         """
-        prefix, x = x.split([self.num_prefix, x.shape[1] - self.num_prefix], dim=1)
+        prefix, x = x.split([beside, x.shape[1] - beside], dim=1)
         merger = self.mergers[str(block)]
         merging, merged = tokens.merged(x, merger, self.blocks[block], call)
         merged = merged.turned(self.rope_embed, x)
         y0 = merging.merge(x)
 
         def restore_here(y: Tensor) -> Tensor:
-            prefix, y = y.split([self.num_prefix, y0.shape[1]], dim=1)
+            prefix, y = y.split([beside, y0.shape[1]], dim=1)
             return restore(torch.cat([prefix, merging.update(x, y - y0)], dim=1))
 
         return torch.cat([prefix, y0], dim=1), merged, restore_here
@@ -266,23 +288,11 @@ class LTMViT(ViTMergePoints, AccountedLoading, BaseModule):
             return cp.checkpoint(call, block, x, *args, use_reentrant=False)
         return call(block, x, *args)
 
-    def train(self, mode: bool = True) -> "LTMViT":
-        super().train(mode)
-        self._freeze()
-        return self
-
-    def _freeze(self) -> None:
-        """Takes the embeddings and the first blocks out of training."""
-        if self.frozen_stages < 0:
-            return
-        frozen = [self.patch_embed, self.pos_drop, *self.blocks[: self.frozen_stages]]
-        frozen += [m for i, m in self.mergers.items() if int(i) < self.frozen_stages]
-        for module in frozen:
-            module.eval()
-            module.requires_grad_(False)
-        for parameter in (self.pos_embed, self.prefix_tokens):
-            if parameter is not None:
-                parameter.requires_grad = False
+    def frozen(self) -> list[nn.Module | nn.Parameter | None]:
+        """The embeddings and the first blocks, with their mergers."""
+        embeddings = [self.patch_embed, self.pos_drop, self.pos_embed, self.prefix_tokens]
+        mergers = [m for i, m in self.mergers.items() if int(i) < self.frozen_stages]
+        return [*embeddings, *self.blocks[: self.frozen_stages], *mergers]
 
 
 def _init_weights(module: nn.Module) -> None:
