@@ -15,7 +15,10 @@ def parse(text: str) -> Any:
         ValueError: It is no JSON.
         TwiceError: One of its objects has a key twice.
     """
-    return json.loads(text, object_pairs_hook=_object)
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("its lists lie too deep in each other") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -151,9 +151,20 @@ class OutputFile:
             choice = " or ".join(self.suffixes)
             raise argparse.ArgumentTypeError(f"must end in {choice}, but is {given}")
         _checked(path)
+        if path.suffix.lower() == ".json" and is_annotations(path):
+            raise argparse.ArgumentTypeError(f"{given} holds annotations: name another file")
         for suffix in self.beside:
             _checked(path.with_suffix(suffix) if path.name else path)
         return path
+
+
+def is_annotations(path: Path) -> bool:
+    """Whether a file has COCO's lists, which no result of ours is to replace."""
+    try:
+        there = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(there, dict) and {"images", "annotations"} <= there.keys()
 
 
 def output_folder(given: str) -> Path:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ltm_det.cli.common import command, config_file, device, new_parser, output_folder
 from ltm_det.prediction import Detector, Tiles
-from ltm_det.prediction.sources import batches, files_of, frames
+from ltm_det.prediction.sources import batches, check_apart, files_of, frames
 from ltm_det.prediction.writers import FORMS, writers_of
 
 EXAMPLE = "detector.onnx --images street.jpg holiday/ --out found --save pictures coco"
@@ -98,6 +98,7 @@ def tiles_of(args: argparse.Namespace) -> Tiles | bool:
 
 def run(args: argparse.Namespace) -> None:
     files, tiles = files_of(args.images), tiles_of(args)
+    check_apart(files, args.out)
     detector = Detector(
         args.model,
         args.checkpoint,

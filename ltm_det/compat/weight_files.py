@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 import torch
 from mmengine.dist import barrier, get_dist_info
@@ -21,9 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ltm_det.basics.errors import InputError
-from ltm_det.basics.files import whole
+from ltm_det.basics.files import whole, write_text
 
 SAFETENSORS = ".safetensors"
+LOCAL = "file://"  # a file of this machine, which is read where it is
 META = "ltm_det.meta"  # in the header of safetensors, which holds texts alone: the rest, as JSON
 REMEDY = "Give a .pth or .safetensors file as training, ltm-det convert or a model zoo writes it"
 REFUSED = """\
@@ -141,12 +143,21 @@ def _explained(error: Exception) -> tuple[str, str]:
 
 
 def cached(url: str) -> Path:
-    """Where a URL's file is kept. Many safetensors of a hub share their name, so it is the URL's
-    own there."""
-    name = Path(url.partition("?")[0]).name
-    if name.endswith(SAFETENSORS):
-        name = hashlib.sha256(url.encode()).hexdigest()[:16] + SAFETENSORS
-    return Path(torch.hub.get_dir(), "checkpoints", name)
+    """Where a URL's file is kept: where torch keeps it, or where that is the name of many, as of
+    the safetensors of a hub, or has been taken by a file of another URL, under a name of its own.
+    """
+    plain = Path(torch.hub.get_dir(), "checkpoints", Path(url.partition("?")[0]).name)
+    own = plain.with_name(hashlib.sha256(url.encode()).hexdigest()[:16] + plain.suffix)
+    if plain.suffix == SAFETENSORS or own.exists():
+        return own
+    known = source_of(plain)
+    taken = plain.exists() and known.exists() and known.read_text().strip() != url
+    return own if taken else plain
+
+
+def source_of(file: Path) -> Path:
+    """Beside a file that was fetched, the text that names its URL."""
+    return file.with_name(f"{file.name}.url")
 
 
 def read_url(url: str, map_location: Any = None) -> Any:
@@ -155,12 +166,15 @@ def read_url(url: str, map_location: Any = None) -> Any:
     Raises:
         InputError: It cannot be fetched, or see :func:`read_file`.
     """
+    if url.startswith(LOCAL):
+        return read_file(url2pathname(url.removeprefix(LOCAL)), map_location)
     file = cached(url)
     rank, _ = get_dist_info()
     if rank == 0 and not file.exists():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file))
+            write_text(source_of(file), f"{url}\n")
         except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError
             raise InputError(
                 f"cannot download {url}: {error}\n"

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.runner import CheckpointLoader
 
 from ltm_det.basics.arguments import whole
 from ltm_det.basics.errors import InputError
+from ltm_det.compat.checkpoint import URLS
 
 POINTER = "last_checkpoint"  # mmengine's file in a work folder, which names the last checkpoint
 RUN = ("message_hub", "meta", "state_dict")  # what of a checkpoint makes a run go on
@@ -106,6 +108,19 @@ def is_rows(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(row, Mapping) for row in value)
 
 
+def check_there(file: str | Path) -> None:
+    """Raises InputError where a file is not there."""
+    try:
+        there = Path(file).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        shown = f"{str(file)[:200]}{'...' * (len(str(file)) > 200)}"
+        raise InputError(
+            f"no checkpoint at {shown}: --resume alone looks for the work folder's own"
+        )
+
+
 def check_resumable(file: str | Path, optimizer: bool = True) -> None:
     """Checks that a run can go on from a checkpoint.
 
@@ -115,12 +130,17 @@ def check_resumable(file: str | Path, optimizer: bool = True) -> None:
     Raises:
         InputError: It is not there, damaged, or weights alone.
     """
-    if not Path(file).is_file():
-        raise InputError(f"no checkpoint at {file}: --resume alone looks for the work folder's own")
+    other = "://" in str(file)
+    if other and not str(file).startswith(URLS):
+        return  # of a storage that is asked when it is read
     try:
-        checkpoint = read(file)
-        if zipfile.is_zipfile(file):
-            check_whole(file)
+        if other:
+            checkpoint = CheckpointLoader.load_checkpoint(str(file), "cpu", logger="silent")
+        else:
+            check_there(file)
+            checkpoint = read(file)
+            if zipfile.is_zipfile(file):
+                check_whole(file)
         missing = lacks(checkpoint, optimizer)
         if not missing:
             check_progress(checkpoint)
@@ -189,9 +209,9 @@ def to_resume(
     """
     pointer, trouble = Path(work_dir) / POINTER, []
     if pointer.exists():
-        named = pointer.read_text(errors="replace").strip("\0 \n")
-        if "://" in named:
-            return named
+        named = ""
+        if pointer.is_file():
+            named = pointer.read_text(errors="replace").strip("\0 \n")
         try:
             check_resumable(named, optimizer)
             return named

@@ -65,6 +65,11 @@ def shown(names: Sequence[str]) -> str:
     return f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
+def is_name(value: Any) -> bool:
+    """Whether something is a text of one line that can be written."""
+    return isinstance(value, str) and value.isprintable() and bool(value.strip())
+
+
 def names_in(file: str) -> tuple[str, ...]:
     """The names that a checkpoint was trained with; none where it doesn't say.
 
@@ -75,12 +80,21 @@ def names_in(file: str) -> tuple[str, ...]:
 
 
 def names_of(content: Mapping[str, Any], file: str) -> tuple[str, ...]:
-    """The names of classes in a checkpoint's content, as :func:`names_in` gives them."""
+    """The names of classes in a checkpoint's content, as :func:`names_in` gives them.
+
+    They are found as mmdet finds them: in ``dataset_meta``, whose keys it takes in small letters,
+    the last one of a name, or in ``CLASSES``, where there is none.
+    """
     meta: Any = content.get("meta") or {}
-    meta = (meta.get("dataset_meta") or {}) if isinstance(meta, Mapping) else None
-    found = meta.get("classes") or meta.get("CLASSES") or () if isinstance(meta, Mapping) else None
+    known = (meta.get("dataset_meta", meta) or {}) if isinstance(meta, Mapping) else None
+    good = isinstance(known, Mapping) and all(isinstance(key, str) for key in known)
+    found = (
+        {key.lower(): value for key, value in known.items()}.get("classes", ()) if good else None
+    )
     names = [found] if isinstance(found, str) else found
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+    if names is None and good:
+        return ()
+    if not isinstance(names, (list, tuple)) or not all(is_name(name) for name in names):
         raise InputError(
             f"{file}: its 'meta' says no names of classes: {found!r}\nThe file is damaged, or no "
             "checkpoint of a detector: take another"

@@ -22,6 +22,7 @@ from ltm_det.cpu import products
 KINDS = ("betas", "momentum", "alpha", "rho", "lr_decay")  # options that tell optimizers apart
 STEP, DATA = 0, 1  # two streams of randomness: the training step and the loading of its batch
 KEPT = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn")
+MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 PRODUCT = "ltm_det_cpu_product"  # of a checkpoint's meta: the way that linear layers took
 KEPT += ("multiprocessing_context", "generator", "prefetch_factor", "persistent_workers")
 
@@ -127,6 +128,35 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         )
 
 
+def check_moments(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Checks that what an optimizer has gathered is there, and of its parameters' shapes.
+
+    Raises:
+        InputError: It is not.
+    """
+    remedy = (
+        "Resume an older checkpoint, or start anew from its weights with --cfg-options "
+        "load_from=FILE"
+    )
+    if not isinstance(state, Mapping):
+        raise InputError(f"the checkpoint is damaged: its optimizer's state is {state!r}\n{remedy}")
+    if "betas" in optimizer.param_groups[0] and not state:
+        raise InputError(f"the checkpoint has lost what its optimizer had gathered\n{remedy}")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, gathered in state.items():
+        if index not in range(len(parameters)) or not isinstance(gathered, Mapping):
+            raise InputError(
+                f"the checkpoint is damaged: its optimizer's state has {index!r}\n{remedy}"
+            )
+        for name in MOMENTS & gathered.keys():
+            value, shape = gathered[name], parameters[index].shape
+            if value is not None and value.shape not in (shape, torch.Size()):
+                raise InputError(
+                    f"the checkpoint is damaged: {name!r} of parameter {index} has the shape "
+                    f"{tuple(value.shape)}, the parameter {tuple(shape)}\n{remedy}"
+                )
+
+
 def check_schedules(own: Any, state: Any) -> None:
     """Checks that what a checkpoint says of learning rates is of this run's schedules.
 
@@ -143,12 +173,26 @@ def check_schedules(own: Any, state: Any) -> None:
             check_schedules(rows, state.get(name) or ())
         return
     for scheduler, theirs in zip(own, state):
-        check_numbers("param_schedulers", scheduler.state_dict(), theirs)
+        known = scheduler.state_dict()
+        if odd := sorted(map(str, theirs.keys() - known.keys())):
+            raise InputError(
+                f"the checkpoint's param_schedulers are no {type(scheduler).__name__}: they have "
+                f"{odd}\nResume with the config of its run"
+            )
+        check_numbers("param_schedulers", known, theirs)
 
 
 def check_numbers(what: str, own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Raises InputError where a checkpoint has something else in the place of a number."""
     for key, value in own.items():
+        if isinstance(value, (list, tuple)) and all(map(is_number, value)):
+            given = theirs.get(key, value)
+            same = isinstance(given, (list, tuple)) and len(given) == len(value)
+            if not same or not all(map(is_number, given)):
+                raise InputError(
+                    f"the checkpoint is damaged: {key!r} of its {what!r} is {given!r:.60}, not "
+                    f"{len(value)} numbers\nResume an older one"
+                )
         good = key not in theirs or is_number(theirs[key]) or isinstance(theirs[key], torch.Tensor)
         if is_number(value) and not good:
             raise InputError(
@@ -191,6 +235,7 @@ class ExactResumeHook(Hook):
             return  # a test has the optimizer's config alone
         if getattr(runner, "_resume", False):
             check_optimizer(optimizer, checkpoint["optimizer"])
+            check_moments(optimizer, checkpoint["optimizer"].get("state"))
             if runner.param_schedulers is not None and "param_schedulers" in checkpoint:
                 check_schedules(runner.param_schedulers, checkpoint["param_schedulers"])
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -60,7 +60,7 @@ def resume(cfg: Config, wanted: str | None, say: Callable[[str], Any]) -> None:
             )
     if wanted == "auto":
         wanted = to_resume(work_dir, folders, optimizer, say)
-    elif wanted is not None and "://" not in wanted:
+    elif wanted is not None:
         check_resumable(wanted, optimizer)
     if wanted is not None:
         cfg.resume, cfg.load_from = True, wanted

@@ -1,8 +1,9 @@
 """Checkpoints that can't be lost: whole under their names, and the old deleted after the new."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from ltm_det.basics.arguments import check, choice, flag
+from ltm_det.basics.arguments import check, choice, flag, many, optional, text
 from ltm_det.basics.arguments import whole as count
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import remove_parts, sync, whole, write_text
@@ -23,6 +24,9 @@ from ltm_det.engine.config_values import interval
 
 STATE = ("last_ckpt", "keep_ckpt_ids", "best_ckpt_path", "best_ckpt_path_dict")
 SAID = ("last_ckpt", "keep_ckpt_ids", "best_")  # how the message hub calls them, and best scores
+SAID_RULES = dict(
+    last_ckpt=optional(text), keep_ckpt_ids=many(count(), least=0), best_ckpt=optional(text)
+)
 RULES = dict(
     interval=interval,
     max_keep_ckpts=interval,
@@ -33,6 +37,15 @@ RULES = dict(
     save_begin=count(),
     on_failure=choice(("continue", "stop")),
 )
+
+
+def check_state(said: Mapping[str, Any]) -> None:
+    """Looks at what a resumed checkpoint says of files, some of which would be deleted.
+
+    Raises:
+        InputError: It is not what this hook writes.
+    """
+    check("the resumed checkpoint's message_hub", said, SAID_RULES)
 
 
 class WholeRunner:
@@ -99,9 +112,12 @@ class SafeCheckpointHook(CheckpointHook):
         runner._resume, runner._load_from = choice
 
     def before_train(self, runner: Runner) -> None:
+        check_state(runner.message_hub.runtime_info)
         super().before_train(runner)
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids: list[int] = list(self.keep_ckpt_ids)
+            if runner._resume and not self.is_own(str(runner._load_from)):
+                self.keep_ckpt_ids = []  # numbers of another folder's
         # The strategies of mmengine's FlexibleRunner write as they like, a file or a folder.
         self.local = isinstance(self.file_backend, LocalBackend) and isinstance(runner, Runner)
         if is_main_process():
@@ -146,8 +162,18 @@ class SafeCheckpointHook(CheckpointHook):
                 self.delete(runner, self.file_backend.join_path(self.out_dir, name))
             runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
 
+    def is_own(self, path: str) -> bool:
+        """Whether a path is where this run's checkpoints are; of other storages none is asked."""
+        if not isinstance(self.file_backend, LocalBackend):
+            return True
+        return Path(path).parent.resolve() == Path(self.out_dir).resolve()
+
     @master_only
     def delete(self, runner: Runner, path: str) -> None:
+        name, kinds = Path(path).name, (self.filename_tmpl.format("*"), "best_*")
+        if not self.is_own(path) or not any(fnmatch(name, kind) for kind in kinds):
+            runner.logger.warning(f"{path} is no checkpoint of this run: it stays")
+            return
         try:
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)

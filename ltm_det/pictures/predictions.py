@@ -45,6 +45,14 @@ def predict(model: nn.Module, dataset: Sequence, number: int) -> list[DetDataSam
     return samples
 
 
+def check_apart(dataset: Sequence, out: Path) -> None:
+    """Raises InputError where a picture to write is one of the data."""
+    for index in range(len(dataset)):
+        path = Path(dataset.get_data_info(index)["img_path"])
+        if path.name == out.name and path.resolve() == out.resolve():
+            raise InputError(f"{out} is a picture of the data: name another one to write")
+
+
 def draw_pair(
     visualizer: DetLocalVisualizer, sample: DetDataSample, score_thr: float
 ) -> np.ndarray:
@@ -106,6 +114,7 @@ def contact_sheet(
         model = init_detector(cfg, checkpoint, device=device)
         check_finite(model.state_dict(), checkpoint)
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    check_apart(dataset, Path(out))
     visualizer = DetLocalVisualizer(line_width=2, alpha=0.5)
     visualizer.dataset_meta = dataset.metainfo
     pairs = [draw_pair(visualizer, s, score_thr) for s in predict(model, dataset, number)]

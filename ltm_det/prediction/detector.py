@@ -220,6 +220,8 @@ def as_detections(
         columns = np.asfortranarray(masks.numpy().astype(np.uint8).transpose(1, 2, 0))
         masks = coco.encode(columns)
     labels = found.labels.numpy()
-    names = None if classes is None else [classes[label] for label in labels]
+    names = None
+    if classes is not None:  # a head may have room for more than it was taught
+        names = [classes[n] if n < len(classes) else str(n) for n in labels.tolist()]
     boxes, scores = found.bboxes.numpy(), found.scores.numpy()
     return Detections(boxes, scores, labels, names, masks, size)

@@ -1,5 +1,6 @@
 """Pictures from files, folders and videos."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,17 +54,39 @@ def files_of(given: Iterable[str | Path]) -> list[Path]:
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
-    """Names without endings; of those that are alike, all but the first get a number."""
+    """Names without endings; of those that are alike, all but the first get a number, and so do
+    those that a video's frames would have."""
     seen: set[str] = set()
+    videos = {file.stem for file in files if file.suffix.lower() in VIDEOS}
     names = []
     for file in files:
         name, number = file.stem, 1
-        while name in seen:
+        while name in seen or is_frame(name, videos):
             number += 1
             name = f"{file.stem}_{number}"
         seen.add(name)
         names.append(name)
     return names
+
+
+def is_frame(name: str, videos: set[str]) -> bool:
+    """Whether a frame of one of the videos, or of one with a number, could have a name."""
+    found = re.fullmatch(r"(.+?)(_\d+)?_\d{6,}", name)
+    return found is not None and found[1] in videos
+
+
+def check_apart(files: Sequence[Path], out: Path) -> None:
+    """That nothing that is read could be written over, labels beside pictures included.
+
+    Raises:
+        InputError: A file lies in the folder to write to.
+    """
+    for file in files:
+        if out.resolve() in file.resolve().parents:
+            raise InputError(
+                f"{file} lies in {out}, where it or its labels could be written over: name a "
+                "folder to write to that holds none of the pictures"
+            )
 
 
 def frames(files: Sequence[Path]) -> Iterator[Frame]:

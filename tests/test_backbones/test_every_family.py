@@ -65,6 +65,7 @@ def images(*size):
 
 def test_all_families_are_here():
     ours = {name for name in ltm_det.backbones.__all__ if name in MODELS.module_dict}
+    ours -= {"HSTViT"}  # which holds one of them
     assert ours == set(CASES) == set(MERGED.values()) == set(benchmark_models.PEERS)
 
 

@@ -126,6 +126,12 @@ def test_what_is_beside_an_output_is_looked_at_too(tmp_path: Path) -> None:
     (tmp_path / "a.py").mkdir()
     with pytest.raises(argparse.ArgumentTypeError, match="a.py is a folder"):
         OutputFile(".pth", beside=[".py"])(str(tmp_path / "a.pth"))
+    file = tmp_path / "val.json"
+    file.write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(argparse.ArgumentTypeError, match="holds annotations: name another file"):
+        OutputFile()(str(file))
+    file.write_text('{"command": "flops"}')
+    assert OutputFile()(str(file)) == file
     for kind in (OutputFile(), output_folder):
         with pytest.raises(argparse.ArgumentTypeError, match="is empty: give a path"):
             kind("")

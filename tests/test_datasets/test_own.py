@@ -157,7 +157,12 @@ def test_what_is_in_coco_s_form_is_not_written_again(tmp_path: Path) -> None:
     assert own.write(tmp_path / "out")[0] == tmp_path / "coco/annotations/instances_train2017.json"
     assert not (tmp_path / "out").exists()
     train, val = new.write(tmp_path / "out")
-    assert json.loads(train.read_text()) == new.train.coco and val.is_file()
+    written = json.loads(train.read_text())
+    assert written.pop("info") and written == new.train.coco and val.is_file()
+    new.write(tmp_path / "out")  # once more
+    train.write_text(json.dumps(new.train.coco))
+    with pytest.raises(InputError, match="train.json is there, and is not of this command"):
+        new.write(tmp_path / "out")
 
 
 def test_pictures_without_a_part_are_parted(tmp_path: Path) -> None:

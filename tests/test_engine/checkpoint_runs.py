@@ -65,10 +65,10 @@ def runner(work_dir: Path, iterations: int = 8, **options: Any) -> Runner:
 
     Args:
         options: Of the checkpoint hook, but for ``scores``, which are those of evaluations at
-            every second iteration, ``resume`` and ``hooks``.
+            every second iteration, ``resume``, ``load_from`` and ``hooks``.
     """
     scores, resume = options.pop("scores", None), options.pop("resume", False)
-    hooks = options.pop("hooks", [])
+    hooks, load_from = options.pop("hooks", []), options.pop("load_from", None)
     loader = dict(dataset=dict(type="Numbers"), batch_size=2, num_workers=0)
     cfg: dict[str, Any] = dict(
         model=dict(type="OneWeight"),
@@ -82,6 +82,7 @@ def runner(work_dir: Path, iterations: int = 8, **options: Any) -> Runner:
         custom_hooks=hooks,
         experiment_name=f"run_{next(NUMBERS)}",
         resume=resume,
+        load_from=load_from,
         randomness=dict(seed=0),
         log_level="ERROR",
         default_scope="mmengine",

@@ -24,6 +24,7 @@ from ltm_det.cpu import products
 from ltm_det.engine.resume_hook import (
     ExactResumeHook,
     NumberedBatches,
+    check_moments,
     check_optimizer,
     check_schedules,
     seed_everything,
@@ -272,6 +273,29 @@ def test_what_is_no_number_in_a_checkpoint_is_named() -> None:
         check_schedules([schedule], [schedule.state_dict() | dict(last_step=None)])
     with pytest.raises(InputError, match="has 0 schedules .*, the config 1"):
         check_schedules([schedule], [])
+
+
+def test_what_an_optimizer_has_gathered_is_there_and_fits() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    check_moments(optimizer, optimizer.state_dict()["state"])
+    for state, words in (
+        ({}, "has lost what its optimizer had gathered"),
+        (3, "its optimizer's state is 3"),
+        ({5: {}}, "its optimizer's state has 5"),
+        ({0: dict(exp_avg=torch.ones(3, 5))}, r"'exp_avg' of parameter 0 .* \(3, 5\), .* \(2,\)"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_moments(optimizer, state)
+    broken = optimizer.state_dict()
+    broken["param_groups"][0]["betas"] = [1]
+    with pytest.raises(InputError, match=r"'betas' of its 'optimizer' is \[1\], not 2 numbers"):
+        check_optimizer(optimizer, broken)
+    schedule = LinearParamScheduler(optimizer, "lr", end=5)
+    with pytest.raises(InputError, match=r"no LinearParamScheduler: they have \['step'\]"):
+        check_schedules([schedule], [schedule.state_dict() | dict(step="x")])
 
 
 def test_an_optimizer_of_other_parameters_is_named() -> None:

@@ -177,6 +177,44 @@ def test_a_full_disk_at_last_checkpoint_keeps_both(tmp_path: Path, monkeypatch) 
     assert names(tmp_path / "more") == {"iter_8.pth"}
 
 
+def changed(file: Path, **info: Any) -> Path:
+    """A checkpoint whose message hub says more."""
+    content = read(file)
+    content["message_hub"]["runtime_info"].update(info)
+    content["message_hub"]["resumed_keys"].update(dict.fromkeys(info, True))
+    torch.save(content, file)
+    return file
+
+
+def test_a_checkpoint_names_nothing_that_is_deleted_elsewhere(tmp_path: Path) -> None:
+    """Neither another run's best, nor any file by a path in the place of a number."""
+    work, thesis = tmp_path / "work", tmp_path / "thesis.tex"
+    thesis.write_text("three years")
+    (tmp_path / "best_acc_iter_1.pth").write_text("another's")
+    runner(work, iterations=2, scores=SCORES[:1], save_best="acc").train()
+    for best in (thesis, tmp_path / "best_acc_iter_1.pth", work / "notes.pth"):
+        best.touch()
+        (work / "best_acc_iter_4.pth").unlink(missing_ok=True)
+        file = changed(work / "iter_2.pth", best_ckpt=str(best), best_score=-5.0)
+        more = dict(iterations=4, scores=SCORES[1:2], save_best="acc")
+        runner(work, resume=True, load_from=str(file), **more).train()
+        assert best.exists() and (work / "best_acc_iter_4.pth").is_file()
+    for ids in (["/../../thesis"], 5):
+        file = changed(work / "iter_2.pth", keep_ckpt_ids=ids)
+        with pytest.raises(InputError, match="message_hub: keep_ckpt_ids"):
+            runner(work, iterations=4, max_keep_ckpts=1, resume=True, load_from=str(file)).train()
+
+
+def test_numbers_of_another_folder_delete_nothing(tmp_path: Path) -> None:
+    runner(tmp_path / "old", iterations=2, max_keep_ckpts=1).train()
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "iter_2.pth").write_text("mine")
+    old = str(tmp_path / "old/iter_2.pth")
+    runner(new, iterations=4, max_keep_ckpts=1, resume=True, load_from=old).train()
+    assert names(new) == {"iter_2.pth", "iter_4.pth"}
+
+
 def test_an_unknown_answer_to_failure_is_refused() -> None:
     with pytest.raises(InputError, match="on_failure 'ignore'.*continue"):
         SafeCheckpointHook(on_failure="ignore")

@@ -17,6 +17,7 @@ from ltm_det.basics.errors import InputError
 from ltm_det.cli.export import main as export
 from ltm_det.cli.predict import main as predict
 from ltm_det.prediction.detector import as_array
+from ltm_det.prediction.sources import names_of
 from tests.test_tools.detectors import SWIN, saved_detector
 
 ANY = ["--score-thr", "0.0"]
@@ -182,6 +183,23 @@ def test_weights_that_cannot_be_right_are_named(
     words = [str(detector[0]), str(tmp_path / "wrong.pth"), "--images", str(pictures)]
     assert predict([*words, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_frames_and_pictures_have_names_of_their_own() -> None:
+    files = [Path(name) for name in ("clip.mp4", "clip_000000.png", "b/clip.mp4", "clip.png")]
+    assert names_of(files) == ["clip", "clip_000000_2", "clip_2", "clip_3"]
+
+
+def test_nothing_that_is_read_is_written_over(
+    detector: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "own"
+    (folder / "images").mkdir(parents=True)
+    cv2.imwrite(str(folder / "images/a.jpg"), np.zeros((8, 8, 3), np.uint8))
+    for out in (folder, folder / "images"):
+        words = [*map(str, detector), "--images", str(folder / "images"), "--out", str(out)]
+        assert predict(words) == 2
+        assert "a.jpg lies in" in capsys.readouterr().err
 
 
 def test_names_that_are_no_text_are_refused(detector: tuple[Path, Path], tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_whole_detector_gets_ratios_and_a_recipe(
 ) -> None:
     config, checkpoint = detectors["swin"]
     out, numbers = tmp_path / "whole.py", tmp_path / "a.json"
-    words = [config, sure(checkpoint), "--part", "detector", "--budget", 0.5, "--out", out]
+    words = [config, sure(checkpoint), "--part", "detector", "--budget", 0.7, "--out", out]
     assert main(TOOL, *words, *SMALL, "--ratios", 0.3, "--json", numbers) == 0
     found, cfg = json.loads(numbers.read_text()), Config.fromfile(out)
     assert cfg.model.type == "FastMaskRCNN" and cfg.model.lean == found["lean"] != {}
@@ -169,7 +169,7 @@ def test_a_whole_detector_gets_ratios_and_a_recipe(
     exact = cfg.copy()
     exact.model = dict(cfg.model, lean=None, backbone=dict(cfg.model.backbone, merger=None))
     costs = [count_macs(build_detector(c), (64, 64)).macs["detector"] for c in (cfg, exact)]
-    assert costs[0] / costs[1] == pytest.approx(found["cost_ratio"]) and costs[0] <= costs[1] / 2
+    assert costs[0] / costs[1] == pytest.approx(found["cost_ratio"]) and costs[0] <= 0.7 * costs[1]
     assert "Error of its objects on 6 images" in capsys.readouterr().out
     load_checkpoint(build_detector(cfg), cfg.load_from, strict=True)
     words = [out, cfg.load_from, "--part", "detector", "--budget", 0.99]  # one with a recipe

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ltm_det import cpu
 from ltm_det.backbones.common.arguments import check_start
 from ltm_det.backbones.common.frozen import FrozenStages
+from ltm_det.backbones.common.starts import as_timm
 from ltm_det.backbones.common.weights import AccountedLoading
 from ltm_det.backbones.common.windows import WindowGrid
 from ltm_det.backbones.vit.arguments import (
@@ -210,7 +211,7 @@ class LTMViT(FrozenStages, ViTMergePoints, AccountedLoading, BaseModule):
                 dim=embed_dims, window=side, tokens=kept**2, depth=block / depth, **options
             )
             side = kept
-        self.apply(_init_weights)
+        self.apply(as_timm)
         for parameter in (self.pos_embed, self.prefix_tokens):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -293,11 +294,3 @@ class LTMViT(FrozenStages, ViTMergePoints, AccountedLoading, BaseModule):
         embeddings = [self.patch_embed, self.pos_drop, self.pos_embed, self.prefix_tokens]
         mergers = [m for i, m in self.mergers.items() if int(i) < self.frozen_stages]
         return [*embeddings, *self.blocks[: self.frozen_stages], *mergers]
-
-
-def _init_weights(module: nn.Module) -> None:
-    """As timm's ViT: truncated normal for linear layers, zero for their biases."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

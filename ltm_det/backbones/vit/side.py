@@ -15,6 +15,7 @@ from timm.layers import LayerNorm2d, Mlp
 from torch import Tensor, nn
 
 from ltm_det.backbones.common.attention import attend
+from ltm_det.backbones.common.starts import as_timm
 from ltm_det.backbones.vit.backbone import LTMViT
 from ltm_det.backbones.vit.layers import TokenMap
 from ltm_det.basics.arguments import checked, many, number, optional, whole
@@ -155,6 +156,7 @@ class HSTViT(BaseModule):
             SideBlock(width, dims[i // each], num_heads[i // each], mlp_ratio) for i in range(depth)
         )
         self.norms = ModuleList(LayerNorm2d(dims[i]) for i in self.out_indices)
+        self.blocks.apply(as_timm)
         nn.init.trunc_normal_(self.learned, std=0.02)
         self.vit.requires_grad_(False)
 

@@ -10,6 +10,8 @@ from typing import Any
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import write_text
 
+MARK = "ltm_det"  # in a json's info: it was written here
+
 
 @dataclass(frozen=True)
 class Split:
@@ -82,16 +84,36 @@ class OwnData:
         return replace(self, train=train, val=val)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Annotation files of training and validation: the data's own, or new ones in a folder."""
+        """Annotation files of training and validation: the data's own, or new ones in a folder.
+
+        Raises:
+            InputError: Other annotations are there already.
+        """
         assert self.val is not None
         files = []
         for name, part in (("train", self.train), ("val", self.val)):
             file = part.file
             if file is None:
                 file = folder / f"{name}.json"
-                write_text(file, json.dumps(part.coco))
+                check_ours(file)
+                info = part.coco.get("info")
+                info = {**(info if isinstance(info, Mapping) else {}), MARK: True}
+                write_text(file, json.dumps({**part.coco, "info": info}))
             files.append(file)
         return files[0], files[1]
+
+
+def check_ours(file: Path) -> None:
+    """Raises InputError where a file is there that was not written here."""
+    try:
+        there = json.loads(file.read_text())
+    except FileNotFoundError:
+        return
+    except (ValueError, OSError, RecursionError):
+        there = None
+    info = there.get("info") if isinstance(there, dict) else None
+    if not isinstance(info, dict) or MARK not in info:
+        raise InputError(f"{file} is there, and is not of this command: name another work folder")
 
 
 def of_images(coco: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
