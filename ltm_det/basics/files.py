@@ -80,6 +80,20 @@ def sync(path: str | Path) -> None:
         os.close(handle)
 
 
+def read_text(file: str | Path) -> str:
+    """A text in UTF-8.
+
+    Raises:
+        InputError: It is none, or can't be read.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no text in UTF-8: {error}; save it as such") from error
+    except OSError as error:
+        raise InputError(f"{file} can't be read: {error.strerror}") from error
+
+
 def write_text(file: str | Path, text: str) -> None:
     """Writes a text whole."""
     with whole(file) as part:

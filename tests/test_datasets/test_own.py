@@ -187,9 +187,14 @@ def test_names_of_yolo_may_be_numbered(tmp_path: Path) -> None:
     assert own_data(tmp_path / "data.yaml").classes == tuple(CLASSES)
 
 
-def broken(root: Path, file: str, text: str) -> Path:
-    (root / file).write_text(text)
+def broken(root: Path, file: str, text: str | bytes) -> Path:
+    (root / file).write_bytes(text.encode() if isinstance(text, str) else text)
     return root
+
+
+TRAIN, YAML = "train: images/train\n", "names: [a, b, c]\ntrain: images/train\n"
+JSON = "annotations/instances_train2017.json"
+ROWS = '{"images": [%s], "annotations": [%s], "categories": [%s]}'
 
 
 @pytest.mark.parametrize(
@@ -206,6 +211,26 @@ def broken(root: Path, file: str, text: str) -> Path:
         (coco_folder, "annotations/instances_train2017.json", "{", "is no json"),
         (coco_folder, "annotations/instances_train2017.json", "[]", "has no images, annotations"),
         (coco_folder, "annotations/train.json", "{}", "it has no images"),
+        (yolo_folder, "labels/train/1.txt", "nan .5 .5 .3 .3\n", "more than shares"),
+        (yolo_folder, "labels/train/1.txt", "0 1e9 .1 .2 1e9 .3 .3\n", "more than shares"),
+        (yolo_folder, "labels/train/1.txt", b"\xff\xfe", "1.txt is no text in UTF-8"),
+        (yolo_folder, "data.yaml", b"names: [\xff]", "data.yaml is no text in UTF-8"),
+        (yolo_folder, "data.yaml", "x: 2024-99-99", "no YAML that can be used"),
+        (yolo_folder, "data.yaml", "names: " + "[" * 3000, "no YAML that can be used"),
+        (yolo_folder, "data.yaml", "names: {0: a, 0: b}\n" + TRAIN, "the key 0 stands there twice"),
+        (yolo_folder, "data.yaml", "names: [yes, no]\n" + TRAIN, "the name True is no text"),
+        (yolo_folder, "data.yaml", "nc: 5\nnames: [a, b]\n" + TRAIN, "nc=5, but there are 2 names"),
+        (yolo_folder, "data.yaml", YAML + "val: gone", "there is no picture at val: gone"),
+        (yolo_folder, "data.yaml", YAML + "val: [gone, images/val]", "there is no gone of"),
+        (coco_folder, JSON, '{"images": {}, "annotations": [], "categories": []}', "no list"),
+        (coco_folder, JSON, ROWS % ('"x"', "", ""), "images[0] is 'x', no object"),
+        (coco_folder, JSON, ROWS % ("", '{"image_id": [1]}', ""), "has image_id=[1]"),
+        (coco_folder, JSON, ROWS % ('{"width": "160"}', "", ""), "has width='160'"),
+        (coco_folder, JSON, ROWS % ("", "", '{"name": "\\ud800"}'), "has name='\\ud800'"),
+        (coco_folder, JSON, ROWS % ("", "", '{"id": 1}, {"id": "a"}'), "numbers and texts"),
+        (coco_folder, JSON, "[" * 100_000, "lie too deep in each other"),
+        (voc_folder, "Annotations/1.xml", '<?xml version="1.0" encoding="gbk"?><a/>', "is no XML"),
+        (voc_folder, "ImageSets/Main/train.txt", b"\xff", "train.txt is no text in UTF-8"),
         (voc_folder, "Annotations/1.xml", "<a>", "1.xml is no XML"),
         (voc_folder, "Annotations/1.xml", "<a></a>", "lacks a size, a name or a box"),
         (voc_folder, "ImageSets/Main/train.txt", "9\n", "names ['9.xml'], which are not in"),

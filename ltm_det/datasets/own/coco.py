@@ -5,10 +5,17 @@ from typing import Any
 
 from ltm_det.basics import strict_json
 from ltm_det.basics.errors import InputError
+from ltm_det.basics.files import read_text
 from ltm_det.datasets.own.data import OwnData, Split
 
 # How parts are called in names of files and folders.
 PARTS = dict(train=("train",), val=("val", "valid", "validation", "test"))
+# What entries have, where they have it.
+FIELDS: dict[str, dict[str, Any]] = dict(
+    images=dict(id=(int, str), file_name=str, width=(int, float), height=(int, float)),
+    annotations=dict(image_id=(int, str), category_id=(int, str)),
+    categories=dict(id=(int, str), name=str),
+)
 ROBOFLOW = "_annotations.coco.json"
 
 
@@ -52,6 +59,33 @@ def of_part(files: list[Path], words: tuple[str, ...], root: Path) -> Path | Non
     return None
 
 
+def check_rows(file: Path, coco: dict[str, Any]) -> None:
+    """That lists are lists of objects, as far as they are read before the data are checked.
+
+    Raises:
+        InputError: Names the first that is none.
+    """
+    for name, fields in FIELDS.items():
+        rows = coco[name]
+        if not isinstance(rows, list):
+            raise InputError(f"{file}: {name!r} is {rows!r:.60}, no list")
+        for i, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise InputError(f"{file}: {name}[{i}] is {row!r:.60}, no object")
+            for field, kinds in fields.items():
+                value = row.get(field)
+                bad = not isinstance(value, kinds) or isinstance(value, bool)
+                if field in row and (bad or isinstance(value, str) and not is_text(value)):
+                    raise InputError(f"{file}: {name}[{i}] has {field}={value!r:.60}")
+    kinds = {type(row.get("id")) for row in coco["categories"] if "id" in row}
+    if len(kinds) > 1:
+        raise InputError(f"{file}: ids of categories are numbers and texts: give one kind")
+
+
+def is_text(value: str) -> bool:
+    return bool(value.strip()) and value.isprintable()
+
+
 def read(file: Path, root: Path | None = None) -> Split:
     """A json, and the folder in which its pictures are: beside it, or in a folder of its part.
 
@@ -59,13 +93,14 @@ def read(file: Path, root: Path | None = None) -> Split:
         InputError: It is no json of COCO's, or its first picture is nowhere.
     """
     try:
-        coco: Any = strict_json.parse(file.read_text())
-    except (ValueError, OSError) as error:
+        coco: Any = strict_json.parse(read_text(file))
+    except ValueError as error:
         raise InputError(f"{file} is no json that can be used: {error}") from error
     keys = ("images", "annotations", "categories")
     missing = [key for key in keys if not isinstance(coco, dict) or key not in coco]
     if missing:
         raise InputError(f"{file} is no COCO file: it has no {', '.join(missing)}")
+    check_rows(file, coco)
     if not coco["images"]:
         raise InputError(f"{file} names no picture")
     name = str(coco["images"][0].get("file_name"))

@@ -5,6 +5,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ltm_det.basics.errors import InputError
+from ltm_det.basics.files import read_text
 from ltm_det.datasets.own.data import OwnData, Split
 
 
@@ -40,7 +41,8 @@ def listed(file: Path, folder: Path) -> list[Path]:
     Raises:
         InputError: One is not there.
     """
-    files = [folder / f"{line.split()[0]}.xml" for line in file.read_text().splitlines() if line]
+    lines = [line.split() for line in read_text(file).splitlines()]
+    files = [folder / f"{words[0]}.xml" for words in lines if words]
     gone = [one.name for one in files if not one.is_file()]
     if gone:
         raise InputError(f"{file} names {gone[:3]}, which are not in {folder}")
@@ -50,7 +52,7 @@ def listed(file: Path, folder: Path) -> list[Path]:
 def root_of(file: Path) -> ElementTree.Element:
     try:
         return ElementTree.parse(file).getroot()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # encodings too
         raise InputError(f"{file} is no XML: {error}") from error
 
 

@@ -13,9 +13,10 @@ import yaml
 from pycocotools import mask as coco_mask
 
 from ltm_det.basics.errors import InputError
-from ltm_det.basics.files import check_name
+from ltm_det.basics.files import check_name, read_text
 from ltm_det.datasets.own.data import OwnData, Split
 
+FAR = 1e4  # above all classes, and shares that a slip could make
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -29,19 +30,38 @@ def found_in(path: Path) -> OwnData | None:
     if not file.is_file():
         return None
     try:
-        about = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{file} is no YAML: {error}") from error
+        about = yaml.load(read_text(file), OnceLoader)  # noqa: S506  a safe one
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file} is no YAML that can be used: {error}") from error
     if not isinstance(about, dict) or "names" not in about or not about.get("train"):
         raise InputError(f"{file} must have 'names' of the classes and 'train', the pictures")
     names = class_names(file, about["names"])
+    if about.get("nc", len(names)) != len(names):
+        raise InputError(f"{file}: nc={about['nc']!r}, but there are {len(names)} names")
     root = file.parent / str(about.get("path") or ".")
     roots = [root, file.parent]  # a path that was right on another machine is passed over
     train = split_of(file, roots, about["train"], names)
     if train is None:
         raise InputError(f"{file}: there is no picture at train: {about['train']}")
     val = split_of(file, roots, about["val"], names) if about.get("val") else None
+    if about.get("val") and val is None:
+        raise InputError(f"{file}: there is no picture at val: {about['val']}")
     return OwnData("YOLO", train, val)
+
+
+class OnceLoader(yaml.SafeLoader):
+    """Of two equal keys yaml keeps the last one without a word; here they are refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def class_names(file: Path, given: Any) -> list[str]:
@@ -58,6 +78,11 @@ def class_names(file: Path, given: Any) -> list[str]:
             raise InputError(f"{file}: names have the numbers {[*given]}: count them from 0")
     if not isinstance(names, list) or not names:
         raise InputError(f"{file}: names={given!r}: give a list of class names")
+    for name in names:
+        if isinstance(name, (int, float)) and not isinstance(name, bool):
+            continue  # of digits, say
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise InputError(f"{file}: the name {name!r} is no text of one line: put it in quotes")
     return [str(name) for name in names]
 
 
@@ -68,12 +93,16 @@ def pictures_of(roots: list[Path], given: Any) -> list[Path]:
         options = [root / str(one) for root in roots]
         options += [roots[-1] / str(one).removeprefix("../")]  # as Roboflow writes them
         place = next((path for path in options if path.exists()), None)
+        if place is None and isinstance(given, list):
+            raise InputError(
+                f"there is no {one} of {given} in {roots[-1]}: leave it out, or mend it"
+            )
         if place is None:
             continue
         if place.is_dir():
             found += sorted(f for f in place.rglob("*") if f.suffix.lower() in ENDINGS)
         else:
-            lines = place.read_text().split("\n")
+            lines = read_text(place).split("\n")
             found += [place.parent / line.strip() for line in lines if line.strip()]
     return found
 
@@ -119,7 +148,7 @@ def rows_of(file: Path, classes: int, width: int, height: int) -> Iterator[dict[
     """
     if not file.is_file():
         return
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
@@ -127,6 +156,8 @@ def rows_of(file: Path, classes: int, width: int, height: int) -> Iterator[dict[
             label, *shares = [float(word) for word in line.split()]
         except ValueError:
             raise InputError(f"{where}: {line!r} is not all numbers") from None
+        if not all(abs(number) < FAR for number in (label, *shares)):  # not so for NaN
+            raise InputError(f"{where}: {line!r} has more than shares of the picture, 0 to 1")
         if label != int(label) or not 0 <= label < classes:
             raise InputError(f"{where}: there is no class {label:g}, data.yaml has {classes}")
         if len(shares) == 4:
