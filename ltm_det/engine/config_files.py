@@ -1,16 +1,34 @@
 """Config files: read, or refused in words that name the file and the line or field."""
 
+import inspect
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from ltm_det.basics.arguments import nearest
 from ltm_det.basics.errors import InputError
 
 SUFFIXES = (".py", ".json", ".yaml", ".yml")
+
+# What of a config mmengine's runner, mmdet's tools and ours read.
+READ = (
+    *inspect.signature(Runner.__init__).parameters,
+    "custom_imports",
+    "vis_backends",
+    "model_wrapper_cfg",
+    "find_unused_parameters",
+    "tta_model",
+    "tta_pipeline",
+    "runner_type",
+    "strategy",
+    "compile",
+    "activation_checkpointing",
+    "efficient_conv_bn_eval",
+)
 
 
 def read_config(path: str) -> Config:
@@ -80,10 +98,41 @@ def override(cfg: Config, options: Mapping[str, Any]) -> None:
         InputError: An option names what cannot be there.
     """
     for key, value in options.items():
+        check_read(cfg, key)
         try:
-            cfg.merge_from_dict({key: value})
+            cfg.merge_from_dict({key: as_before(cfg, key, value)})
         except Exception as error:  # mmengine raises what comes of it
             raise InputError(f"--cfg-options {key}={value!r}: {reason(cfg, key, error)}") from error
+
+
+def check_read(cfg: Config, key: str) -> None:
+    """That a run reads what an option sets: a variable of the config's file has done its work.
+
+    Raises:
+        InputError: It doesn't.
+    """
+    root = key.partition(".")[0]
+    if root in READ:
+        return
+    if root not in cfg:
+        raise InputError(f"--cfg-options {key}: no run reads {root!r}: {nearest(root, READ)}")
+    raise InputError(
+        f"--cfg-options {key}: {root} is a variable of the config's file, of which its parts have "
+        "been made: name the parts themselves, such as train_dataloader.dataset.data_root"
+    )
+
+
+def as_before(cfg: Config, key: str, value: Any) -> Any:
+    """A list as a tuple, where the config has one: some of mmdet's classes take nothing else."""
+    part = cfg._cfg_dict
+    for name in key.split("."):
+        if isinstance(part, (list, tuple)) and name.isdigit() and int(name) < len(part):
+            part = part[int(name)]
+        elif isinstance(part, Mapping) and name in part:
+            part = part[name]
+        else:
+            return value
+    return tuple(value) if isinstance(part, tuple) and isinstance(value, list) else value
 
 
 def reason(cfg: Config, key: str, error: Exception) -> str:

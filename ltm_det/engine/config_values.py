@@ -67,6 +67,29 @@ def location(name: str, value: Any) -> None:
         raise InputError(f"{name} must be a file or a URL, got {value!r}")
 
 
+def never(name: str, value: Any) -> None:
+    """In evaluation every picture of the annotations counts: those left out as missed."""
+    if value:
+        raise InputError(
+            f"{name}={value!r} leaves pictures out, which AP would count as missed: take it away, "
+            "or evaluate on an annotation file of fewer pictures"
+        )
+
+
+def metrics(name: str, value: Any) -> None:
+    """A dict with type, or some of them."""
+    many(mapping)(name, value if isinstance(value, (list, tuple)) else [value])
+
+
+POSITIVE = many(number(above=0))
+# Arguments of mmdet's parts by their names, wherever in a model.
+PARTS = dict(
+    target_means=many(number(), least=4),
+    target_stds=many(number(above=0), least=4),
+    finest_scale=number(above=0),
+)
+PARTS_OF = {"AnchorGenerator": dict(scales=POSITIVE, ratios=POSITIVE)}
+SCORED = dict(iou_thrs=optional(many(number(0, most=1))), proposal_nums=many(whole(1)))
 PROPOSALS = dict(nms_pre=limit, max_per_img=limit, nms=overlap, min_bbox_size=number(0))
 LOADER = dict(batch_size=whole(1), num_workers=whole(), dataset=mapping, sampler=mapping)
 DATASET = dict(
@@ -103,6 +126,13 @@ RULES: dict[str, Rule] = {
     "auto_scale_lr.base_batch_size": whole(1),
     **{f"{split}_dataloader": optional(mapping) for split in SPLITS},
     **{f"{split}_dataloader.{name}": rule for split in SPLITS for name, rule in LOADER.items()},
+    "model.data_preprocessor.mean": optional(many(number())),
+    "model.data_preprocessor.std": optional(POSITIVE),
+    "model.data_preprocessor.pad_size_divisor": whole(1),
+    **{f"{split}_dataloader.drop_last": never for split in SPLITS[1:]},
+    **{f"{split}_dataloader.num_batch_per_epoch": never for split in SPLITS[1:]},
+    **{f"{split}_dataloader.dataset.indices": never for split in SPLITS[1:]},
+    **{f"{split}_evaluator": optional(metrics) for split in SPLITS[1:]},
     **{f"model.test_cfg.rpn.{name}": rule for name, rule in PROPOSALS.items()},
     **{f"model.train_cfg.rpn_proposal.{name}": rule for name, rule in PROPOSALS.items()},
     "model.test_cfg.rcnn.max_per_img": limit,
@@ -127,6 +157,12 @@ def check_values(cfg: Any) -> None:
             for name, rule in DATASET.items():
                 if name in leaf:
                     rule(f"{split}_dataloader.dataset.{name}", leaf[name])
+    for split in SPLITS[1:]:
+        given = cfg.get(f"{split}_evaluator") or []
+        for metric in given if isinstance(given, (list, tuple)) else [given]:
+            for name, rule in SCORED.items() if kind_of(metric) == "CocoMetric" else ():
+                if name in metric:
+                    rule(f"{split}_evaluator.{name}", metric[name])
     model = cfg.get("model")
     check_parts(model)
     check_numbers("model", model)
@@ -176,6 +212,9 @@ def check_numbers(path: str, part: Any) -> None:
     for name, value in part.items():
         if name in wanted and isinstance(value, str):
             raise InputError(f"{path}.{name}={value!r}: {part['type']} takes a number")
+        rule = (PARTS | PARTS_OF.get(kind_of(part), {})).get(name)
+        if rule is not None and value is not None:
+            rule(f"{path}.{name}", value)
         check_numbers(f"{path}.{name}", value)
 
 

@@ -74,12 +74,26 @@ SETTINGS = {
     "load_from=3": "load_from must be a file or a URL, got 3",
     "launcher=x": "unknown launcher 'x'",
     "train_dataloader.sampler=None": "train_dataloader.sampler must be a dict, got None",
+    "image_size=64": "image_size is a variable of the config's file, of which its parts",
+    "data_root=nowhere/": "no run reads 'data_root': did you mean",
+    "modl.neck=None": "no run reads 'modl': did you mean 'model'",
+    "test_dataloader.drop_last=True": "test_dataloader.drop_last=True leaves pictures out",
+    "val_dataloader.dataset.indices=2": "dataset.indices=2 leaves pictures out, which AP would",
+    "val_evaluator=[]": "val_evaluator must have 1 or more entries",
+    "test_evaluator.iou_thrs=x": "test_evaluator.iou_thrs must be a list, got 'x'",
+    "test_evaluator.proposal_nums=[x]": r"test_evaluator.proposal_nums\[0\] must be a whole",
+    "model.data_preprocessor.std=[0,0,0]": r"data_preprocessor.std\[0\] must be .* above 0",
+    "model.data_preprocessor.pad_size_divisor=0": "pad_size_divisor must be a whole number from 1",
+    "model.rpn_head.anchor_generator.ratios=[0,1]": r"ratios\[0\] must be finite and above 0",
+    f"{HEAD}.bbox_coder.target_stds=[0,0,0,0]": r"target_stds\[0\] must be finite and above 0",
+    f"{HEAD}.bbox_coder.target_means=[0,0]": "target_means must have 4 or more entries",
+    "model.roi_head.bbox_roi_extractor.finest_scale=0": "finest_scale must be .* above 0, got 0",
     "train_dataloader.dataset.pipeline=None": "dataset.pipeline must be a list, got None",
     "train_dataloader.dataset.data_prefix=x": "dataset.data_prefix must be a dict, got 'x'",
     "train_dataloader.dataset.filter_cfg=x": "dataset.filter_cfg must be a dict, got 'x'",
     "model.neck.in_channels.7=1": "--cfg-options .*: model.neck.in_channels is a list of 4: give 0",
 }
-SWIN = "_base_ = '{base}'\nmodel = dict(backbone=dict(type='LTMSwin'))\n"
+SWIN = "_base_ = '{base}'\nmodel = dict(backbone=dict(type='LTMSwin'))\nimage_size = 64\n"
 
 
 @pytest.fixture
