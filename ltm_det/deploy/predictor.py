@@ -117,7 +117,9 @@ class Predictor:
             runs = [pasted_rle(masks[0][i][None], whole[i], size, threshold) for i in shown]
             runs += [empty_rle(size) for _ in range(len(boxes) - len(runs))]
         classes = self.about["classes"]
-        names = None if classes is None else [classes[i] for i in labels.tolist()]
+        names = None
+        if classes is not None:
+            names = [classes[i] if i < len(classes) else str(i) for i in labels.tolist()]
         return Detections(boxes.numpy(), scores.numpy(), labels.numpy(), names, runs, size)
 
 

@@ -13,10 +13,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ltm_det.basics.arguments import check, flag, many, number, optional, text, whole
+from ltm_det.basics.errors import InputError
+
 DTYPE = ["ltm_det", "dtype"]  # where a file for OpenVINO names what to compute in
 HINTS = dict(float32="f32", bfloat16="bf16", int8="f32")  # of what is not int8 already
 
 DETECTOR = "detector"  # where a file describes the detector in it, as JSON
+
+# What is known of a detector, see ltm_det.deploy.detector.described.
+ABOUT = dict(
+    mean=many(number()),
+    std=many(number(above=0)),
+    rgb=flag,
+    pad_value=number(),
+    mask_threshold=number(),
+    classes=optional(many(text)),
+    scale=optional(many(whole(1), least=2)),
+    divisor=whole(1),
+)
 
 Runner = Callable[[Tensor], list[Tensor]]
 
@@ -60,8 +75,10 @@ def load_runner(file: str | Path, threads: int | None = None) -> tuple[Runner, L
     except ImportError:
         raise
     except Exception as error:  # whatever a runtime has to say of a broken file
-        text = str(error).strip().splitlines()
-        raise ValueError(f"{file} cannot be loaded: {text[0] if text else error!r}") from error
+        lines = str(error).strip().splitlines() or [repr(error)]  # the first may be a place alone
+        told = "; ".join(dict.fromkeys([lines[0], lines[-1]]))
+        beside = f", or {file.with_suffix('.bin')}," if file.suffix == ".xml" else ""
+        raise ValueError(f"{file}{beside} cannot be loaded: {told}") from error
     run, shape, names, _ = loaded
 
     def checked(images: Tensor) -> list[Tensor]:
@@ -118,5 +135,17 @@ def _openvino(file: Path, threads: int | None) -> Loaded:
     return Loaded(lambda x: compiled(x).to_tuple(), shape, names, described(about))
 
 
-def described(text: str | None) -> dict[str, Any] | None:
-    return None if text is None else json.loads(text)
+def described(given: str | None) -> dict[str, Any] | None:
+    """What a file says of its detector.
+
+    Raises:
+        InputError: It is not what an export writes.
+    """
+    if given is None:
+        return None
+    about = json.loads(given)
+    if not isinstance(about, dict) or (missing := ABOUT.keys() - about.keys()):
+        lacks = sorted(missing) if isinstance(about, dict) else "all"
+        raise InputError(f"what it says of its detector lacks {lacks}: export it again")
+    check("what it says of its detector", about, ABOUT)
+    return about

@@ -45,7 +45,19 @@ def rotate_images(data) -> None:
         row["id"] = (row["id"] + 1) % 3
 
 
+def other_part(data) -> None:
+    """Images and ids of the same names, as where numbers begin anew in each part."""
+    for row in data["annotations"]:
+        row["id"] += 7
+        row["bbox"] = [1, 1, 1, 1]
+
+
 WRONG = {
+    "more images": (
+        lambda data: data["images"].append(dict(id=9, file_name="9.png")),
+        "it has 1 images that the data set lacks",
+    ),
+    "another part's": (other_part, "3 of 3 images have other objects"),
     "an image is missing": (lambda data: data["images"].pop(), "it lacks 1 images"),
     "names exchanged": (exchange_names, "3 objects are of other categories"),
     "images exchanged": (rotate_images, "3 images have other files"),
@@ -63,7 +75,7 @@ RIGHT = {
 @pytest.mark.parametrize("change, words", WRONG.values(), ids=WRONG)
 def test_what_differs_is_said(change, words) -> None:
     ((_, text),) = found(change)
-    assert words in text and "test.json" in text
+    assert words in text
 
 
 @pytest.mark.parametrize("change", RIGHT.values(), ids=RIGHT)

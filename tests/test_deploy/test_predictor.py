@@ -1,5 +1,6 @@
 """From a picture to objects by a detector's file, and such a file in mmdet's test loop."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ltm_det import deploy
+from ltm_det.basics.errors import InputError
 from ltm_det.deploy.predictor import prepared, resized
+from ltm_det.deploy.runtime import described
 from tests.test_deploy.conftest import LEAST, MANY, MASK, META, NEAR, SIZE, paste
 
 
@@ -145,6 +148,26 @@ def test_a_file_without_objects(build: Callable, tmp_path: Path) -> None:
     assert [tuple(x.shape) for x in run.raw(images)] == [(0, 4), (0,), (0,), (0, 28, 28)]
     found = run(picture(*SIZE))
     assert len(found) == 0 and found.masks == [] and found.bitmaps().shape == (0, *SIZE)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(classes=["a"] * 10, divisor=0), "divisor must be a whole number from 1"),
+        (dict(std=[0.0, 0, 0]), r"std\[0\] must be finite and above 0"),
+        (dict(mask_threshold="x"), "mask_threshold must be finite"),
+        (dict(classes=[0, 1]), r"classes\[0\] must be a string, got 0"),
+        ([], "lacks all"),
+    ],
+)
+def test_what_a_file_says_is_looked_at(change: object, words: str) -> None:
+    good = dict(mean=[0.0], std=[1.0], rgb=True, pad_value=0, mask_threshold=0.5)
+    good |= dict(scale=None, divisor=1, classes=None)
+    assert described(json.dumps(good)) == good
+    with pytest.raises(InputError, match=words):
+        described(json.dumps(good | change if change else change))
+    with pytest.raises(InputError, match="lacks \\['classes'\\]"):
+        described(json.dumps({key: value for key, value in good.items() if key != "classes"}))
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:

@@ -94,6 +94,13 @@ def check_ids(checked: Iterable[tuple[Source, dict[str, Any] | None, Any]]) -> l
                 "names of objects differ": other_names(source, data, other),
             }
             found += [Finding(k, metric.ann_file, "", text) for k, text in texts.items() if text]
+    for metric, other in metrics:
+        parts = [by_id(d, "images") for s, d in held if not s.training and s is not metric]
+        more = [key for key in by_id(other, "images") if not any(key in part for part in parts)]
+        if parts and more:
+            text = f"it has {len(more)} images that the data set lacks, {more[0]!r} for one: AP "
+            text += "would count all their objects as missed"
+            found.append(Finding("image ids differ", metric.ann_file, "", text))
     return found
 
 
@@ -110,7 +117,21 @@ def other_images(source: Source, data: dict[str, Any], other: dict[str, Any]) ->
             f"{len(moved)} images have other files than in {source.ann_file}: {one!r} is "
             f"{name_of(there[one])!r}, there {name_of(given[one])!r}"
         )
+    own, theirs = boxes_by_image(data), boxes_by_image(other)
+    both = own.keys() & theirs.keys()
+    apart = [key for key in both if own[key].isdisjoint(theirs[key])]
+    if len(apart) > len(both) / 2:  # one part's file in the place of another's, of equal names
+        return f"{len(apart)} of {len(both)} images have other objects than in {source.ann_file}"
     return ""
+
+
+def boxes_by_image(data: dict[str, Any]) -> dict[Any, set[str]]:
+    """The boxes of each image that has any, as they are written."""
+    boxes: dict[Any, set[str]] = {}
+    for row in data.get("annotations") or []:
+        if isinstance(row, dict) and row.get("bbox") is not None:
+            boxes.setdefault(key_of(row.get("image_id")), set()).add(str(row["bbox"]))
+    return boxes
 
 
 def other_names(source: Source, data: dict[str, Any], other: dict[str, Any]) -> str:
