@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 from ltm_det.basics.host import EXTRAS, missing
 from ltm_det.cli.names import BAD_INPUT, CONSOLE
@@ -55,6 +56,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0 if words else BAD_INPUT
+    if words[0] == "--version":
+        print(f"{CONSOLE} {version('ltm_det')}")
+        return 0
     if words[0] not in COMMANDS:
         print(f"{CONSOLE}: no command {words[0]!r}\n\n{usage()}", file=sys.stderr)
         return BAD_INPUT

@@ -92,12 +92,14 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--calibrate",
         type=int,
         metavar="N_IMAGES",
-        help="fit the mergers on so many images, rounded up to whole batches; a quarter as many "
-        "others tell whether it helps",
+        help="fit the mergers on so many of the config's training images, rounded up to whole "
+        "batches; a quarter as many others tell whether it helps",
     )
-    fit.add_argument("--steps", type=int, default=calibration.STEPS, help="of a batch each")
-    fit.add_argument("--lr", type=float, default=calibration.LEARNING_RATE)
-    fit.add_argument("--batch-size", type=int, default=8)
+    default = "(default: %(default)s)"
+    steps = f"of a batch each, whatever N_IMAGES is {default}"
+    fit.add_argument("--steps", type=int, default=calibration.STEPS, help=steps)
+    fit.add_argument("--lr", type=float, default=calibration.LEARNING_RATE, help=default)
+    fit.add_argument("--batch-size", type=int, default=8, help=default)
     preflight.add_shape(of)
     of.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
     args = parser.parse_args(words)
@@ -153,7 +155,13 @@ def run(args: argparse.Namespace) -> None:
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_checkpoint(args.checkpoint)
     if args.calibrate:
-        preflight.check_data(cfg, "train")
+        try:
+            preflight.check_data(cfg, "train")
+        except preflight.PreflightError as error:
+            raise preflight.PreflightError(
+                f"{error}\nAfter ltm-det train CONFIG --data FOLDER, give the config in its work "
+                "folder, which knows these data; without --calibrate none are needed"
+            ) from error
     merger = dict(type=args.merger, compression_ratio=args.compression_ratio)
     merger |= dict(scope=args.scope) if args.scope else {}
     cfg, detector = convert(cfg, args.checkpoint, merger | args.merger_options)

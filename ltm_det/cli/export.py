@@ -240,7 +240,8 @@ def run(args: argparse.Namespace) -> int:
             images.append(torch.randn(1, 3, height // 2 + 1, width // 3 + 1))
         with deploy.written(args.out, image) as part:
             deploy.save(model, traced, part, args.dynamic, args.dtype)
-    print(f"Written: {args.out}")
+    beside = f" and {args.out.with_suffix('.bin')}, one model" if args.out.suffix == ".xml" else ""
+    print(f"Written: {args.out}{beside}")
     # what a trace took for fixed shows at another size alone: so such a file is always checked
     if (args.check or args.dynamic) and not all([check(model, args, x) for x in images]):
         print("export.py: the file does not give what the model gives", file=sys.stderr)

@@ -119,6 +119,11 @@ def run(args: argparse.Namespace) -> None:
     finally:  # what was found so far is kept
         for writer in writers:
             writer.close()
+    if not objects:
+        print(
+            f"Nothing has a score of {args.score_thr:g}: give a lower --score-thr; what the "
+            "detector's own test_cfg.rcnn.score_thr leaves out, it never gives"
+        )
     print(f"{objects} objects on {pictures} pictures, in {args.out}")
 
 

@@ -179,8 +179,9 @@ def read_url(url: str, map_location: Any = None) -> Any:
             raise InputError(
                 f"cannot download {url}: {error}\n"
                 f"Where there is a network, fetch it into {file.parent}; or name a file that you "
-                "have. Pretraining is switched off\nwith --cfg-options "
-                "model.backbone.init_cfg=None"
+                "have, of a backbone with\n--cfg-options model.backbone.init_cfg.checkpoint=FILE "
+                "(with --data: --weights FILE). Pretraining is switched off\nwith --cfg-options "
+                "model.backbone.init_cfg=None (with --data: --weights none)"
             ) from error
     barrier()
     try:

@@ -25,6 +25,11 @@ def check_picture(image: Any) -> None:
     Raises:
         InputError: It is none.
     """
+    if image is None:
+        raise InputError(
+            "a picture is an array (h, w, 3) of uint8, not None: cv2.imread gives that where it "
+            "can read none"
+        )
     kind = getattr(image, "shape", None), str(getattr(image, "dtype", type(image).__name__))
     if kind[1] != "uint8" or len(kind[0]) != 3 or kind[0][2] != 3 or 0 in kind[0]:
         raise InputError(f"a picture is an array (h, w, 3) of uint8, not {kind[0]} of {kind[1]}")

@@ -158,6 +158,9 @@ def trace(
     with torch.no_grad(), traceable(), warnings.catch_warnings():
         # of branches on sizes, which one file has one of
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        # of indices that may be negative, and of slices that are not folded: here none is
+        warnings.filterwarnings("ignore", "Exporting aten::index operator", UserWarning)
+        warnings.filterwarnings("ignore", "Constant folding", UserWarning)
         torch.onnx.export(
             model,
             inputs,

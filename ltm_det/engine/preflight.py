@@ -19,6 +19,7 @@ from mmengine.utils import is_abs
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import check_output
 from ltm_det.compat.checkpoint import check_weights as check_weights_file
+from ltm_det.compat.configs import inside_package
 from ltm_det.engine.config_check import check_model, leaf_datasets
 from ltm_det.engine.config_files import override, read_config
 from ltm_det.engine.config_values import check_values
@@ -28,14 +29,18 @@ Put COCO 2017 where the config looks for it,
     data/coco/annotations/instances_train2017.json   data/coco/train2017/
     data/coco/annotations/instances_val2017.json     data/coco/val2017/
 or link data/coco to where it is: ln -s /path/to/coco data/coco
-Without COCO, run the demo, which makes its own data: make demo"""
+Your own pictures, in COCO's form or another: ltm-det train CONFIG --data FOLDER
+Something to try things out on: ltm-det demo-data --out data/demo, and the demo's configs"""
 DEMO_REMEDY = """\
 Make the demo data: ltm-det demo-data --out {root}
-or data, training and evaluation in one: make demo"""
+or go to the folder where they are: a config's paths are seen from where a command runs"""
 OTHER_REMEDY = """\
 Put the data there, or name another place with
     --cfg-options {loader}.dataset.data_root=DIR
-To try things out without data of your own, run the demo: make demo"""
+To try things out without data of your own: ltm-det demo-data --out data/demo, and the demo's
+configs, such as ltm_det::demo_ltm_swin_maskrcnn.py"""
+CONFIG_REMEDY = """\
+Configs that come with ltm-det go by ltm_det::NAME.py, mmdet's by mmdet::FOLDER/NAME.py"""
 PRETRAINED_REMEDY = """\
 Put the file where the config looks for it, name another one with
     --cfg-options model.backbone.init_cfg.checkpoint=FILE
@@ -82,8 +87,11 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     if osp.isdir(path):
         raise PreflightError(f"{path} is a folder: give a config file in it")
     if not osp.isfile(path):
+        near = inside_package("ltm_det", osp.basename(path))
         raise PreflightError(
-            f"no config file at {path}\nThe configs of this repository are in configs/"
+            f"no config file at {path}\n"
+            + (f"Did you mean ltm_det::{osp.basename(path)}, " if near else CONFIG_REMEDY)
+            + ("which comes with ltm-det?" if near else "")
         )
     try:
         cfg = read_config(path)

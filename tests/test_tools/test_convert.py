@@ -174,7 +174,7 @@ def test_what_is_missing_or_unfit_is_named(
         return printed
 
     config, checkpoint = swin
-    assert "configs/" in error("no.py", checkpoint, *HALF)
+    assert "ltm_det::NAME.py" in error("no.py", checkpoint, *HALF)
     assert "no checkpoint at no.pth" in error(config, "no.pth", *HALF)
     gone = ["--cfg-options", "train_dataloader.dataset.data_root=gone"]
     found = error(*swin, *HALF, "--calibrate", 4, *gone)

@@ -76,7 +76,7 @@ def test_the_remedy_fits_the_data(root: str, remedy: str) -> None:
     with pytest.raises(PreflightError) as error:
         preflight.check_data(with_data(dict(LEAF, data_root=root)), "train")
     assert remedy in str(error.value)
-    assert "make demo" in str(error.value)
+    assert "demo-data" in str(error.value)
 
 
 def test_missing_annotations_of_an_evaluator() -> None:
@@ -165,7 +165,7 @@ def test_train_without_coco(fails: Callable, tmp_path: Path, monkeypatch) -> Non
     monkeypatch.chdir(tmp_path)
     error = fails("train.py", ROOT / "configs/ltm_swin_s_maskrcnn.py")
     assert "data/coco/annotations/instances_train2017.json" in error
-    assert "make demo" in error
+    assert "demo-data" in error
     assert not list(tmp_path.iterdir())
 
 
