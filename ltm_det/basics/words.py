@@ -1,6 +1,7 @@
 """Words for messages."""
 
 from collections.abc import Iterable
+from typing import Any
 
 
 def some(keys: Iterable[object], limit: int = 10) -> str:
@@ -14,3 +15,8 @@ def brief(text: str, lines: int = 12, width: int = 400) -> str:
     full = [line.rstrip() for line in text.splitlines() if line.strip()]
     cut = [line if len(line) <= width else f"{line[:width]} ..." for line in full[:lines]]
     return "\n".join(cut + [f"... ({len(full)} lines)"] * (len(full) > lines))
+
+
+def is_name(value: Any) -> bool:
+    """Whether something is a text of one line that can be written."""
+    return isinstance(value, str) and value.isprintable() and bool(value.strip())

@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict
 
 from ltm_det.basics.errors import InputError
 from ltm_det.conversion.own_schedule import base_batch, fit_schedule
-from ltm_det.datasets.own import OwnData
+from ltm_det.datasets.own import OwnData, Split
 from ltm_det.engine.config_check import leaf_datasets
 
 STEP = 32  # pixels, of sizes: the stride of the coarsest map
@@ -49,6 +49,15 @@ def on_own_data(
     return cfg
 
 
+def same_pictures(one: Split, other: Split) -> bool:
+    """Whether all pictures of a part are in another one."""
+    first, second = (
+        {str(part.images / str(row.get("file_name"))) for row in part.coco["images"]}
+        for part in (one, other)
+    )
+    return second <= first
+
+
 def fit_to_data(
     cfg: Config, data: OwnData, files: tuple[Path, Path], say: Callable[[str], Any] = print
 ) -> tuple[int, int]:
@@ -68,6 +77,8 @@ def fit_to_data(
     names = ", ".join(data.classes[:10]) + ", ..." * (len(data.classes) > 10)
     say(f"{data.form} data, classes: {len(data.classes)} ({names})")
     say(f"{counts[0]} to train on, {counts[1]} to validate on")
+    if data.val is not None and same_pictures(data.train, data.val):
+        say("the pictures to validate on are those to train on: AP will say too much")
     if not data.masked:
         without_masks(cfg)
         say("the data have boxes alone, no masks: the detector finds boxes alone")

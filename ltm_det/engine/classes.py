@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from ltm_det.basics.errors import InputError
+from ltm_det.basics.words import is_name
 from ltm_det.engine.config_check import class_counts, classes_of, leaf_datasets
 
 
@@ -63,11 +64,6 @@ def check_labels(cfg: Config, split: str, file: str, theirs: Sequence[str]) -> N
 
 def shown(names: Sequence[str]) -> str:
     return f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-
-
-def is_name(value: Any) -> bool:
-    """Whether something is a text of one line that can be written."""
-    return isinstance(value, str) and value.isprintable() and bool(value.strip())
 
 
 def names_in(file: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ltm_det.basics.errors import InputError
+from ltm_det.conversion.own_config import same_pictures
 from ltm_det.datasets.own import OwnData, own_data
 
 CLASSES = ["cat", "dog", "owl"]
@@ -246,6 +247,14 @@ def test_what_is_wrong_is_named(
     with pytest.raises(InputError) as error:
         own_data(broken(tmp_path, file, text))
     assert message in str(error.value)
+
+
+def test_pictures_of_both_parts_are_seen(tmp_path: Path) -> None:
+    yolo_folder(tmp_path)
+    data = own_data(tmp_path)
+    assert data.val is not None and not same_pictures(data.train, data.val)
+    data = own_data(broken(tmp_path, "data.yaml", YAML + "val: images/train"))
+    assert data.val is not None and same_pictures(data.train, data.val)
 
 
 def test_data_of_no_known_form(tmp_path: Path) -> None:

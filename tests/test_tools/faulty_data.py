@@ -171,6 +171,12 @@ twin = lists(lambda c: c["categories"].append(dict(id=1, name="slab")))
 case("one id, two names", CATEGORY, twin, mends=False, names="id 1")
 nameless = lists(lambda c: c["categories"][0].pop("name"))
 case("category without name", CATEGORY, nameless, names="id 1", lost="box")
+case(
+    "category of two lines",
+    CATEGORY,
+    lists(lambda c: c["categories"].append(dict(id=9, name="a\nb"))),
+    names="id 9",
+)
 case("category without id", CATEGORY, lists(lambda c: c["categories"].append(dict(name="x"))))
 
 # Images

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from ltm_det.basics.words import is_name
 from ltm_det.datasets.check.findings import Finding
 from ltm_det.datasets.check.source import Source
 
@@ -31,8 +32,8 @@ def check_categories(
             wrong(index, text, sure=name == names[number])
             continue
         names[number] = None
-        if not isinstance(name, str) or not name:
-            wrong(index, f"id {number!r} has no name: {name!r}")
+        if not is_name(name):
+            wrong(index, f"id {number!r} has no name of one line: {name!r}")
         elif name in first:
             text = f"the name {name!r} has ids {first[name]!r} and {number!r}: one class, two ids"
             wrong(index, text, dict(id=first[name]))
@@ -52,6 +53,10 @@ def check_classes(source: Source, names: dict[Any, str | None], found: list[Find
         text = f"classes is a text, {classes!r}, no tuple: one class is written ({classes!r},)"
         found.append(Finding("class names", source.name, "", text))
         return set()
+    odd = [name for name in classes if not is_name(name)]
+    if odd:
+        text = f"no text of one line: {odd[0]!r}"
+        found.append(Finding("class names", source.name, "", text))
     twice = [name for name, times in Counter(classes).items() if times > 1]
     if twice:
         found.append(Finding("class names", source.name, "", f"twice there: {_shown(twice)}"))

@@ -6,6 +6,7 @@ from typing import Any
 from ltm_det.basics import strict_json
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import read_text
+from ltm_det.basics.words import is_name
 from ltm_det.datasets.own.data import OwnData, Split
 
 # How parts are called in names of files and folders.
@@ -75,15 +76,11 @@ def check_rows(file: Path, coco: dict[str, Any]) -> None:
             for field, kinds in fields.items():
                 value = row.get(field)
                 bad = not isinstance(value, kinds) or isinstance(value, bool)
-                if field in row and (bad or isinstance(value, str) and not is_text(value)):
+                if field in row and (bad or isinstance(value, str) and not is_name(value)):
                     raise InputError(f"{file}: {name}[{i}] has {field}={value!r:.60}")
     kinds = {type(row.get("id")) for row in coco["categories"] if "id" in row}
     if len(kinds) > 1:
         raise InputError(f"{file}: ids of categories are numbers and texts: give one kind")
-
-
-def is_text(value: str) -> bool:
-    return bool(value.strip()) and value.isprintable()
 
 
 def read(file: Path, root: Path | None = None) -> Split:

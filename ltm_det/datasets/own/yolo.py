@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import check_name, read_text
+from ltm_det.basics.words import is_name
 from ltm_det.datasets.own.data import OwnData, Split
 
 FAR = 1e4  # above all classes, and shares that a slip could make
@@ -81,7 +82,7 @@ def class_names(file: Path, given: Any) -> list[str]:
     for name in names:
         if isinstance(name, (int, float)) and not isinstance(name, bool):
             continue  # of digits, say
-        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        if not is_name(name):
             raise InputError(f"{file}: the name {name!r} is no text of one line: put it in quotes")
     return [str(name) for name in names]
 
