@@ -35,6 +35,16 @@ def file_digest(file: str | Path) -> str:
     return sha256_of(file)[:16]
 
 
+def check_steps(about: Any, steps: Any) -> None:
+    """Raises a TypeError or KeyError where a file has not what a compression writes."""
+    rows = list(dict(steps).values())
+    parts = [row[name] for row in rows for name in ("inputs", "result", "files")]
+    if not all(isinstance(part, dict) for part in (about, steps, *rows, *parts)):
+        raise TypeError("its steps are no objects")
+    for row in rows:
+        int(row["at"])
+
+
 class Steps:
     """The steps that are done in a folder.
 
@@ -64,7 +74,8 @@ class Steps:
         try:
             kept = json.loads(file.read_text())
             version, self.about, self.done = kept["version"], kept["about"], kept["steps"]
-        except (ValueError, KeyError, TypeError) as error:
+            check_steps(self.about, self.done)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{file} cannot be read: {error!r}\nName another --out, or remove that folder"
             ) from error

@@ -139,7 +139,22 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         Steps(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+WHOLE = '{"version": 1, "about": %s, "steps": %s}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        WHOLE % ("{}", "[]"),
+        WHOLE % ("[1]", "{}"),
+        WHOLE % ("{}", '{"dense AP": 1}'),
+        WHOLE % ("{}", '{"dense AP": {"inputs": {}, "result": {}, "at": 1}}'),
+        "[" * 100_000,
+    ],
+)
 def test_a_state_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     (tmp_path / STATE).write_text(text)
     with pytest.raises(InputError, match="cannot be read"):
