@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ltm_det.basics.errors import InputError
-from ltm_det.conversion.own_config import same_pictures
 from ltm_det.datasets.own import OwnData, own_data
 
 CLASSES = ["cat", "dog", "owl"]
@@ -186,75 +185,6 @@ def test_pictures_without_a_part_are_parted(tmp_path: Path) -> None:
 def test_names_of_yolo_may_be_numbered(tmp_path: Path) -> None:
     yolo_folder(tmp_path, names=dict(enumerate(CLASSES)))
     assert own_data(tmp_path / "data.yaml").classes == tuple(CLASSES)
-
-
-def broken(root: Path, file: str, text: str | bytes) -> Path:
-    (root / file).write_bytes(text.encode() if isinstance(text, str) else text)
-    return root
-
-
-TRAIN, YAML = "train: images/train\n", "names: [a, b, c]\ntrain: images/train\n"
-JSON = "annotations/instances_train2017.json"
-ROWS = '{"images": [%s], "annotations": [%s], "categories": [%s]}'
-
-
-@pytest.mark.parametrize(
-    ("make", "file", "text", "message"),
-    [
-        (yolo_folder, "labels/train/1.txt", "0 0.5 0.5\n", "neither a box nor a polygon"),
-        (yolo_folder, "labels/train/1.txt", "\n7 0.5 0.5 0.1 0.1\n", "line 2: there is no class 7"),
-        (yolo_folder, "labels/train/1.txt", "a b\n", "is not all numbers"),
-        (yolo_folder, "images/train/1.png", "text", "1.png, a picture of"),
-        (yolo_folder, "data.yaml", "train: images/train", "must have 'names'"),
-        (yolo_folder, "data.yaml", "names: [a]\ntrain: gone", "there is no picture at train: gone"),
-        (yolo_folder, "data.yaml", "names: {1: a}\ntrain: images/train", "count them from 0"),
-        (yolo_folder, "data.yaml", "names: [", "is no YAML"),
-        (coco_folder, "annotations/instances_train2017.json", "{", "is no json"),
-        (coco_folder, "annotations/instances_train2017.json", "[]", "has no images, annotations"),
-        (coco_folder, "annotations/train.json", "{}", "it has no images"),
-        (yolo_folder, "labels/train/1.txt", "nan .5 .5 .3 .3\n", "more than shares"),
-        (yolo_folder, "labels/train/1.txt", "0 1e9 .1 .2 1e9 .3 .3\n", "more than shares"),
-        (yolo_folder, "labels/train/1.txt", b"\xff\xfe", "1.txt is no text in UTF-8"),
-        (yolo_folder, "data.yaml", b"names: [\xff]", "data.yaml is no text in UTF-8"),
-        (yolo_folder, "data.yaml", "x: 2024-99-99", "no YAML that can be used"),
-        (yolo_folder, "data.yaml", "names: " + "[" * 3000, "no YAML that can be used"),
-        (yolo_folder, "data.yaml", "names: {0: a, 0: b}\n" + TRAIN, "the key 0 stands there twice"),
-        (yolo_folder, "data.yaml", "names: [yes, no]\n" + TRAIN, "the name True is no text"),
-        (yolo_folder, "data.yaml", "nc: 5\nnames: [a, b]\n" + TRAIN, "nc=5, but there are 2 names"),
-        (yolo_folder, "data.yaml", YAML + "val: gone", "there is no picture at val: gone"),
-        (yolo_folder, "data.yaml", YAML + "val: [gone, images/val]", "there is no gone of"),
-        (coco_folder, JSON, '{"images": {}, "annotations": [], "categories": []}', "no list"),
-        (coco_folder, JSON, ROWS % ('"x"', "", ""), "images[0] is 'x', no object"),
-        (coco_folder, JSON, ROWS % ("", '{"image_id": [1]}', ""), "has image_id=[1]"),
-        (coco_folder, JSON, ROWS % ('{"width": "160"}', "", ""), "has width='160'"),
-        (coco_folder, JSON, ROWS % ("", "", '{"name": "\\ud800"}'), "has name='\\ud800'"),
-        (coco_folder, JSON, ROWS % ("", "", '{"id": 1}, {"id": "a"}'), "numbers and texts"),
-        (coco_folder, JSON, "[" * 100_000, "lie too deep in each other"),
-        (voc_folder, "Annotations/1.xml", '<?xml version="1.0" encoding="gbk"?><a/>', "is no XML"),
-        (voc_folder, "ImageSets/Main/train.txt", b"\xff", "train.txt is no text in UTF-8"),
-        (voc_folder, "Annotations/1.xml", "<a>", "1.xml is no XML"),
-        (voc_folder, "Annotations/1.xml", "<a></a>", "lacks a size, a name or a box"),
-        (voc_folder, "ImageSets/Main/train.txt", "9\n", "names ['9.xml'], which are not in"),
-    ],
-)
-def test_what_is_wrong_is_named(
-    make: Callable, file: str, text: str, message: str, tmp_path: Path
-) -> None:
-    make(tmp_path)
-    if file == "annotations/train.json":
-        (tmp_path / "annotations/instances_train2017.json").unlink()
-        (tmp_path / "annotations/captions_train2017.json").unlink()
-    with pytest.raises(InputError) as error:
-        own_data(broken(tmp_path, file, text))
-    assert message in str(error.value)
-
-
-def test_pictures_of_both_parts_are_seen(tmp_path: Path) -> None:
-    yolo_folder(tmp_path)
-    data = own_data(tmp_path)
-    assert data.val is not None and not same_pictures(data.train, data.val)
-    data = own_data(broken(tmp_path, "data.yaml", YAML + "val: images/train"))
-    assert data.val is not None and same_pictures(data.train, data.val)
 
 
 def test_data_of_no_known_form(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def found_in(path: Path) -> OwnData | None:
     if not file.is_file():
         return None
     try:
-        about = yaml.load(read_text(file), OnceLoader)  # noqa: S506  a safe one
+        about = OnceLoader(read_text(file)).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
