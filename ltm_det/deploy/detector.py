@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ltm_det.basics.files import whole_set
 from ltm_det.deploy.any_size import trace_any_size
 from ltm_det.deploy.runtime import DETECTOR, DTYPE, package
+from ltm_det.deploy.seal import seal
 from ltm_det.deploy.whole import WholeDetector, trace
 
 FORMATS = {".onnx": ("float32",), ".xml": ("float32", "bfloat16", "int8")}
@@ -95,6 +96,7 @@ def save_detector(
             graph = onnx.load(part)
             onnx.helper.set_model_props(graph, {DETECTOR: about})
             onnx.save(graph, part)
+            seal(part)
         return
     openvino = package("openvino")
     with tempfile.TemporaryDirectory() as folder:
@@ -107,6 +109,7 @@ def save_detector(
         graph.set_rt_info(about, ["ltm_det", DETECTOR])
         with whole_set(file) as part:
             openvino.save_model(graph, part, compress_to_fp16=False)
+            seal(part)
 
 
 def quantized(graph: Any, images: Sequence[Tensor]) -> Any:

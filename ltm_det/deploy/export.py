@@ -19,6 +19,7 @@ from ltm_det.backbones import LTMMobileViT, LTMSwin, LTMViT
 from ltm_det.backbones.common.convolutional import ConvolutionalBackbone
 from ltm_det.basics.files import whole_set
 from ltm_det.deploy.runtime import DTYPE, package
+from ltm_det.deploy.seal import seal
 
 OPSET = 20  # the first with GELU
 FORMATS = {".onnx": ("float32",), ".xml": ("float32", "bfloat16")}  # and what they compute in
@@ -111,6 +112,7 @@ def save(
     if file.suffix == ".onnx":
         with whole_set(file) as part:
             program.save(part)
+            seal(part)
         return
     openvino = package("openvino")
     with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +121,7 @@ def save(
         graph.set_rt_info(dtype, DTYPE)
         with whole_set(file) as part:
             openvino.save_model(graph, part, compress_to_fp16=False)
+            seal(part)
 
 
 def relative_errors(ones: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:

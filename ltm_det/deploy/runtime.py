@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ltm_det.basics.arguments import check, flag, many, number, optional, text, whole
 from ltm_det.basics.errors import InputError
+from ltm_det.deploy.seal import check_seal
 
 DTYPE = ["ltm_det", "dtype"]  # where a file for OpenVINO names what to compute in
 HINTS = dict(float32="f32", bfloat16="bf16", int8="f32")  # of what is not int8 already
@@ -57,7 +58,7 @@ def load_runner(file: str | Path, threads: int | None = None) -> tuple[Runner, L
         threads: That the runtime may use; None: as many as it chooses.
 
     Raises:
-        FileNotFoundError, ValueError: There is no such file, or it is of another kind.
+        FileNotFoundError, ValueError: There is no such file, it is of another kind, or damaged.
         ImportError: The file's runtime is not installed.
     """
     file = Path(file)
@@ -70,6 +71,7 @@ def load_runner(file: str | Path, threads: int | None = None) -> tuple[Runner, L
         )
     if file.suffix == ".xml" and not file.with_suffix(".bin").is_file():
         raise FileNotFoundError(f"no {file.with_suffix('.bin')} beside {file}: both are one model")
+    check_seal(file)
     try:
         loaded = runtimes[file.suffix](file, threads)
     except ImportError:

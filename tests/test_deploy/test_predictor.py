@@ -170,6 +170,20 @@ def test_what_a_file_says_is_looked_at(change: object, words: str) -> None:
         described(json.dumps({key: value for key, value in good.items() if key != "classes"}))
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_damaged_weights_are_named(build: Callable, suffix: str, tmp_path: Path) -> None:
+    """A runtime would take them, and find other objects."""
+    file = tmp_path / f"whole{suffix}"
+    deploy.save_detector(build(MASK), torch.zeros(1, 3, *SIZE), file)
+    deploy.load(file)
+    weights = file if suffix == ".onnx" else file.with_suffix(".bin")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match=f"whole{suffix}.* is not what was written"):
+        deploy.load(file)
+
+
 def test_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"no model")
     with pytest.raises(ValueError, match="a.onnx cannot be loaded: "):
