@@ -23,7 +23,7 @@ class ClassTokenViT(LTMViT):
         call, tokens = cpu.choose(self.executors, x), TokenMap(grid, grid)
         for i, block in enumerate(self.blocks):
             if i in self.sides:
-                x, tokens, _ = self._merge(call, i, x, tokens, keep)
+                x, tokens, _ = self._merge(call, i, x, tokens, keep, self.num_prefix)
             x = self._run(call, block, x, tokens, keep)
         return self.norm(x[:, 0])
 

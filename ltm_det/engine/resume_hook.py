@@ -140,8 +140,6 @@ def check_moments(optimizer: torch.optim.Optimizer, state: Any) -> None:
     )
     if not isinstance(state, Mapping):
         raise InputError(f"the checkpoint is damaged: its optimizer's state is {state!r}\n{remedy}")
-    if "betas" in optimizer.param_groups[0] and not state:
-        raise InputError(f"the checkpoint has lost what its optimizer had gathered\n{remedy}")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, gathered in state.items():
         if index not in range(len(parameters)) or not isinstance(gathered, Mapping):

@@ -39,7 +39,6 @@ def test_what_an_optimizer_has_gathered_is_there_and_fits() -> None:
     optimizer.step()
     check_moments(optimizer, optimizer.state_dict()["state"])
     for state, words in (
-        ({}, "has lost what its optimizer had gathered"),
         (3, "its optimizer's state is 3"),
         ({5: {}}, "its optimizer's state has 5"),
         ({0: dict(exp_avg=torch.ones(3, 5))}, r"'exp_avg' of parameter 0 .* \(3, 5\), .* \(2,\)"),

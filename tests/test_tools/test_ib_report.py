@@ -131,7 +131,7 @@ def test_what_is_missing_is_named_with_the_remedy(
         assert "merge point" not in out
         return err
 
-    assert "configs/" in error("no.py", good)
+    assert "ltm_det::NAME.py" in error("no.py", good)
     assert "no checkpoint at no.pth" in error(config, "no.pth")
     assert "--work-dir" in error(config, good, "--dense", "no.pth")
     assert "no.pth" in error(config, good, "--pool", "no.pth", "--rows", "pool")
