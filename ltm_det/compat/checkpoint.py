@@ -102,8 +102,17 @@ def check_weights(file: str) -> None:
     Raises:
         InputError: It holds no weights, or cannot be read.
     """
+    glanced(file)
+
+
+def glanced(file: str) -> dict[str, Any]:
+    """What a local file holds, as mmengine knows it; its weights stay on the disk.
+
+    Raises:
+        InputError: See :func:`check_weights`.
+    """
     try:
-        weights_of(read_file(os.path.expanduser(file), "cpu", glance=True), file)
+        return weights_of(read_file(os.path.expanduser(file), "cpu", glance=True), file)[0]
     except InputError:
         raise
     except ValueError as error:

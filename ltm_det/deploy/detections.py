@@ -156,3 +156,10 @@ def write_words(
     cv2.rectangle(image, (x, y - height - 4), (x + width, y), color, -1)
     font = cv2.FONT_HERSHEY_SIMPLEX
     cv2.putText(image, words, (x, y - 2), font, scale, (0, 0, 0), thick, cv2.LINE_AA)
+
+
+def names_of(labels: Sequence[int], classes: Sequence[str] | None) -> list[str] | None:
+    """Names of labels, where they are known; a head may have room for more than it was taught."""
+    if classes is None:
+        return None
+    return [classes[label] if label < len(classes) else str(label) for label in labels]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.finite import check_outputs
-from ltm_det.deploy.detections import Detections
+from ltm_det.deploy.detections import Detections, names_of
 from ltm_det.deploy.runtime import Loaded, Runner, load_runner
 from ltm_det.detectors.masks import empty_rle, pasted_rle
 
@@ -121,10 +121,7 @@ class Predictor:
             # a mask is that of its whole box, of which a part may lie in the padding
             runs = [pasted_rle(masks[0][i][None], whole[i], size, threshold) for i in shown]
             runs += [empty_rle(size) for _ in range(len(boxes) - len(runs))]
-        classes = self.about["classes"]
-        names = None
-        if classes is not None:
-            names = [classes[i] if i < len(classes) else str(i) for i in labels.tolist()]
+        names = names_of(labels.tolist(), self.about["classes"])
         return Detections(boxes.numpy(), scores.numpy(), labels.numpy(), names, runs, size)
 
 

@@ -8,6 +8,7 @@ from mmengine.runner import CheckpointLoader
 
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.words import is_name
+from ltm_det.compat.checkpoint import glanced
 from ltm_det.engine.config_check import class_counts, classes_of, leaf_datasets
 
 
@@ -72,7 +73,9 @@ def names_in(file: str) -> tuple[str, ...]:
     Raises:
         InputError: They are no names.
     """
-    return names_of(CheckpointLoader.load_checkpoint(file, "cpu", logger="silent"), file)
+    if "://" in file:
+        return names_of(CheckpointLoader.load_checkpoint(file, "cpu", logger="silent"), file)
+    return names_of(glanced(file), file)
 
 
 def names_of(content: Mapping[str, Any], file: str) -> tuple[str, ...]:

@@ -87,12 +87,10 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     if osp.isdir(path):
         raise PreflightError(f"{path} is a folder: give a config file in it")
     if not osp.isfile(path):
-        near = inside_package("ltm_det", osp.basename(path))
-        raise PreflightError(
-            f"no config file at {path}\n"
-            + (f"Did you mean ltm_det::{osp.basename(path)}, " if near else CONFIG_REMEDY)
-            + ("which comes with ltm-det?" if near else "")
-        )
+        name, remedy = osp.basename(path), CONFIG_REMEDY
+        if inside_package("ltm_det", name):
+            remedy = f"Did you mean ltm_det::{name}, which comes with ltm-det?"
+        raise PreflightError(f"no config file at {path}\n{remedy}")
     try:
         cfg = read_config(path)
     except FileNotFoundError as error:

@@ -24,6 +24,7 @@ from ltm_det.basics.files import check_name
 from ltm_det.basics.finite import check_finite
 from ltm_det.compat.checkpoint import fitting
 from ltm_det.deploy import Detections
+from ltm_det.deploy.detections import names_of
 from ltm_det.deploy.predictor import check_picture
 from ltm_det.detectors import FAST
 from ltm_det.engine import preflight
@@ -220,8 +221,6 @@ def as_detections(
         columns = np.asfortranarray(masks.numpy().astype(np.uint8).transpose(1, 2, 0))
         masks = coco.encode(columns)
     labels = found.labels.numpy()
-    names = None
-    if classes is not None:  # a head may have room for more than it was taught
-        names = [classes[n] if n < len(classes) else str(n) for n in labels.tolist()]
+    names = names_of(labels.tolist(), classes)
     boxes, scores = found.bboxes.numpy(), found.scores.numpy()
     return Detections(boxes, scores, labels, names, masks, size)

@@ -5,7 +5,7 @@ import torch
 from mmengine.optim import LinearParamScheduler
 
 from ltm_det.basics.errors import InputError
-from ltm_det.engine.resume_hook import check_moments, check_optimizer, check_schedules
+from ltm_det.engine.resumed_state import check_moments, check_optimizer, check_schedules
 
 
 def test_another_optimizers_state_is_named() -> None:
