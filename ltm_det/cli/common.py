@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from mmengine.config import DictAction
 
-from ltm_det.basics.errors import InputError
+from ltm_det.basics.errors import TRACEBACK, InputError
 from ltm_det.basics.files import check_output, write_text
 from ltm_det.basics.finite import check_numbers
 from ltm_det.cli.names import BAD_INPUT, CONSOLE
@@ -208,6 +209,8 @@ def command(
             sys.stdout.flush()
             return code
         except (InputError, *expected) as error:
+            if os.environ.get(TRACEBACK) == "1":
+                traceback.print_exc()
             if is_local_main(getattr(args, "launcher", "none")):
                 print(f"{name()}: {error}", file=sys.stderr)
             return BAD_INPUT

@@ -16,7 +16,8 @@ from mmengine.registry import build_functions
 from mmengine.runner import runner as runners
 
 from ltm_det.basics.arguments import arguments_of, nearest
-from ltm_det.basics.errors import InputError
+from ltm_det.basics.errors import TRACEBACK, InputError
+from ltm_det.engine.first_step import LOADER, failed_first
 
 BUILD = build_functions.__file__
 # Methods of mmengine's Runner that make parts of themselves, beside those named build_...
@@ -31,6 +32,7 @@ BAD_VALUES = (
     ArithmeticError,
     NotImplementedError,
     RuntimeError,
+    NameError,
 )
 
 
@@ -38,13 +40,13 @@ BAD_VALUES = (
 def building(cfg: Any) -> Iterator[None]:
     """Inside, an error of what is being built becomes one that names its place in the config.
 
-    Errors of what has been built, as in a forward pass, stay what they are.
+    So does one of the first steps of a run; later ones stay what they are.
 
     Args:
         cfg: All that is built of, such as a whole config.
 
     Raises:
-        InputError: Something could not be built.
+        InputError: Something could not be built, or failed in its first steps.
     """
     try:
         yield
@@ -58,7 +60,9 @@ def building(cfg: Any) -> Iterator[None]:
                 "checkpoint, or start anew from its weights with --cfg-options load_from=FILE"
             ) from error
         if frames is None:
-            raise
+            if isinstance(error, InputError) or (where := failed_first(error, cfg)) is None:
+                raise
+            raise InputError(f"{where}: {text_of(error)}\n{TRACEBACK}=1 shows where") from error
         raise InputError(told(error, cfg, frames)) from error
 
 
@@ -129,7 +133,10 @@ def remedy(error: BaseException, cls: Any, name: str) -> str:
 
 def text_of(error: BaseException) -> str:
     """In one line; of a KeyError the key alone would say nothing."""
-    text = " ".join(str(error.args[0] if error.args else error).split()) or "refused its arguments"
+    text = str(error.args[0] if error.args else error)
+    if LOADER in text:  # its traceback and then the error
+        return text.strip().rpartition("\n")[2]
+    text = " ".join(text.split()) or "refused its arguments"
     if isinstance(error, InputError) or (isinstance(error, ValueError) and " " in text):
         return text
     return f"{type(error).__name__}: {text}"

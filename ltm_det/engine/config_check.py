@@ -212,7 +212,8 @@ def check_heads(model: Part) -> None:
         if found is None or kind_of(found[1]) not in EXTRACTORS:
             continue
         name, extractor = found[0].removeprefix("model."), found[1]
-        size = (extractor.get("roi_layer") or {}).get("output_size")
+        layer = extractor.get("roi_layer")
+        size = layer.get("output_size") if isinstance(layer, Mapping) else None
         for path, part in parts(head, f"{what}_head"):
             width = extractor.get("out_channels")
             expect(f"{path}.in_channels", part.get("in_channels"), f"{name}.out_channels", width)

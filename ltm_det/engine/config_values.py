@@ -42,6 +42,34 @@ def mapping(name: str, value: Any) -> None:
         raise InputError(f"{name} must be a dict, got {value!r}")
 
 
+def typed(name: str, value: Any) -> None:
+    """A dict with type, that of a registered class by its name or the class itself."""
+    mapping(name, value)
+    kind = value.get("type")
+    if not isinstance(kind, (str, type)) or not kind:
+        raise InputError(f"{name}.type must be the name of a class, got {kind!r}")
+
+
+def parts(name: str, value: Any) -> None:
+    """Dicts by name; None switches one off."""
+    mapping(name, value)
+    for key, part in value.items():
+        optional(mapping)(f"{name}.{key}", part)
+
+
+def prefixes(name: str, value: Any) -> None:
+    """Folders by what lies in them."""
+    mapping(name, value)
+    for key, folder in value.items():
+        optional(folder_name)(f"{name}.{key}", folder)
+
+
+def folder_name(name: str, value: Any) -> None:
+    """A folder or a file; none is the one that all others lie in."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be a path, got {value!r}")
+
+
 def level(name: str, value: Any) -> None:
     """A level of logging, by its name or number."""
     known = value in LEVELS if isinstance(value, str) else isinstance(value, int)
@@ -78,7 +106,7 @@ def never(name: str, value: Any) -> None:
 
 def metrics(name: str, value: Any) -> None:
     """A dict with type, or some of them."""
-    many(mapping)(name, value if isinstance(value, (list, tuple)) else [value])
+    many(typed)(name, value if isinstance(value, (list, tuple)) else [value])
 
 
 POSITIVE = many(number(above=0))
@@ -87,16 +115,19 @@ PARTS = dict(
     target_means=many(number(), least=4),
     target_stds=many(number(above=0), least=4),
     finest_scale=number(above=0),
+    sampling_ratio=whole(-1),
 )
 PARTS_OF = {"AnchorGenerator": dict(scales=POSITIVE, ratios=POSITIVE)}
 SCORED = dict(iou_thrs=optional(many(number(0, most=1))), proposal_nums=many(whole(1)))
 PROPOSALS = dict(nms_pre=limit, max_per_img=limit, nms=overlap, min_bbox_size=number(0))
-LOADER = dict(batch_size=whole(1), num_workers=whole(), dataset=mapping, sampler=mapping)
+LOADER = dict(batch_size=whole(1), num_workers=whole(), dataset=typed, sampler=typed)
 DATASET = dict(
     metainfo=optional(mapping),
-    data_prefix=optional(mapping),
+    data_root=optional(folder_name),
+    ann_file=optional(folder_name),
+    data_prefix=optional(prefixes),
     filter_cfg=optional(mapping),
-    pipeline=many(mapping),
+    pipeline=many(typed),
 )
 SPLITS = ("train", "val", "test")
 # Rules by the paths of values; where a config has none, mmengine's default holds.
@@ -106,7 +137,7 @@ RULES: dict[str, Rule] = {
     "randomness.seed": optional(whole()),
     "randomness.deterministic": flag,
     "env_cfg": mapping,
-    "default_hooks": optional(mapping),
+    "default_hooks": optional(parts),
     "custom_hooks": optional(many(mapping, least=0)),
     "load_from": location,
     "resume": flag,
@@ -163,9 +194,21 @@ def check_values(cfg: Any) -> None:
             for name, rule in SCORED.items() if kind_of(metric) == "CocoMetric" else ():
                 if name in metric:
                     rule(f"{split}_evaluator.{name}", metric[name])
+            check_masks(f"{split}_evaluator", metric, cfg.get("model"))
     model = cfg.get("model")
     check_parts(model)
     check_numbers("model", model)
+
+
+def check_masks(name: str, metric: Any, model: Any) -> None:
+    """That a two-stage detector of boxes is not asked for masks, which shows after all pictures."""
+    head = model.get("roi_head") if kind_of(model) in (*FAST, *FAST.values()) else None
+    wanted = metric.get("metric") if isinstance(metric, Mapping) else None
+    listed = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+    if isinstance(head, Mapping) and head.get("mask_head") is None and "segm" in listed:
+        raise InputError(
+            f"{name}.metric={wanted!r}, but model.roi_head has no mask_head: take 'bbox' alone"
+        )
 
 
 def values_at(part: Any, names: list[str]) -> Iterator[Any]:

@@ -96,8 +96,8 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     except FileNotFoundError as error:
         raise PreflightError(f"{path} inherits from a missing file: {error}") from error
     override(cfg, options or {})
-    check_model(cfg)
     check_values(cfg)
+    check_model(cfg)
     return cfg
 
 

@@ -3,6 +3,7 @@
 A fork spares the imports; each child is a process of its own, and is killed as one.
 """
 
+import gc
 import itertools
 import json
 import os
@@ -107,6 +108,7 @@ def fork(work: Callable[[], int | None], log: Path) -> int:
     child = os.fork()
     if child:
         return child
+    gc.freeze()  # what others left, such as data loaders, is not the child's to end
     try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)

@@ -133,8 +133,14 @@ def kept_ratio(step: dict) -> Iterator[Any]:
     for scale in given:
         if isinstance(scale, (int, float)):
             yield scale * least
-        elif isinstance(scale, (list, tuple)) and all(isinstance(x, (int, float)) for x in scale):
+        elif is_pair(scale):
             yield tuple(sorted((side * least for side in scale), reverse=True))
+
+
+def is_pair(scale: Any) -> bool:
+    """Whether it is two numbers."""
+    listed = isinstance(scale, (list, tuple)) and len(scale) == 2
+    return listed and all(isinstance(side, (int, float)) for side in scale)
 
 
 def _named(step: dict, *names: str) -> bool:
