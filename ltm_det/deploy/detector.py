@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ltm_det.basics.files import whole_set
 from ltm_det.deploy.any_size import trace_any_size
-from ltm_det.deploy.runtime import DETECTOR, DTYPE, package
+from ltm_det.deploy.runtime import DETECTOR, DTYPE, openvino_core, package
 from ltm_det.deploy.seal import seal
 from ltm_det.deploy.whole import WholeDetector, trace
 
@@ -115,6 +115,7 @@ def save_detector(
 def quantized(graph: Any, images: Sequence[Tensor]) -> Any:
     """An OpenVINO model whose products and convolutions are of int8, less those of `KEPT`."""
     nncf = package("nncf")
+    openvino_core()  # before those of nncf, which end
     return nncf.quantize(
         graph,
         nncf.Dataset([image.numpy() for image in images]),

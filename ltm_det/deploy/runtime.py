@@ -5,6 +5,7 @@ Either package is imported where it is needed alone. Shapes: B images, C channel
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -122,14 +123,25 @@ def _onnx_runtime(file: Path, threads: int | None) -> Loaded:
     return Loaded(lambda x: session.run(None, {entry.name: x}), shape, names, described(about))
 
 
+@cache
+def openvino_core() -> Any:
+    """OpenVINO, the one of this process, for as long as it lives.
+
+    Each core gives signals a stack of its own and hands the former one back at its end: of two that
+    end in the order in which they began, the second hands back memory that is gone, and the next
+    signal, such as a child's end or Ctrl-C, is a segmentation fault (OpenVINO 2026.4).
+    """
+    return package("openvino").Core()
+
+
 def _openvino(file: Path, threads: int | None) -> Loaded:
-    openvino = package("openvino")
-    model = openvino.Core().read_model(file)
+    core = openvino_core()
+    model = core.read_model(file)
     options = dict(PERFORMANCE_HINT="LATENCY")
     options["INFERENCE_PRECISION_HINT"] = HINTS[model.get_rt_info(DTYPE).astype(str)]
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.compile_model(model, "CPU", options)
+    compiled = core.compile_model(model, "CPU", options)
     shape = [n.get_length() if n.is_static else None for n in model.input().partial_shape]
     names = [output.get_any_name() for output in compiled.outputs if output.names]
     place = ["ltm_det", DETECTOR]

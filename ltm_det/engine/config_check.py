@@ -167,13 +167,14 @@ def check_neck(model: Part, maps: list[int] | None) -> None:
     for path, extractor in extractors(model):
         expect(f"{path}.out_channels", extractor.get("out_channels"), "neck.out_channels", width)
         strides = extractor.get("featmap_strides")
-        if isinstance(strides, Sequence) and isinstance(outs, int) and len(strides) > outs:
+        known = isinstance(strides, Sequence)
+        if known and isinstance(outs, int) and len(strides) > outs:
             raise InputError(
                 f"{path}.featmap_strides={list(strides)} are of {len(strides)} maps, but "
                 f"model.neck.num_outs={outs}: leave the last ones out"
             )
-        for other, own in steps.items():
-            if isinstance(own, Sequence) and list(own)[: len(strides or ())] != list(strides or ()):
+        for other, own in steps.items() if known else ():
+            if isinstance(own, Sequence) and list(own)[: len(strides)] != list(strides):
                 raise InputError(
                     f"{path}.featmap_strides={list(strides)}, but {other}={list(own)}: both are "
                     "of the neck's maps, give them the same pixels for each map"
@@ -215,9 +216,8 @@ def check_heads(model: Part) -> None:
         layer = extractor.get("roi_layer")
         size = layer.get("output_size") if isinstance(layer, Mapping) else None
         for path, part in parts(head, f"{what}_head"):
-            width = extractor.get("out_channels")
+            given, width = part.get("roi_feat_size"), extractor.get("out_channels")
             expect(f"{path}.in_channels", part.get("in_channels"), f"{name}.out_channels", width)
-            given = part.get("roi_feat_size")
             expect(f"{path}.roi_feat_size", given, f"{name}.roi_layer.output_size", size)
     known = list(class_counts(model))
     for path, count in known[1:]:

@@ -64,6 +64,14 @@ def prefixes(name: str, value: Any) -> None:
         optional(folder_name)(f"{name}.{key}", folder)
 
 
+def metainfo(name: str, value: Any) -> None:
+    """Of a data set: names of its classes, or a file with one in each line."""
+    mapping(name, value)
+    classes = value.get("classes")
+    if classes is not None and not isinstance(classes, (str, list, tuple)):
+        raise InputError(f"{name}.classes must be a list of names, got {classes!r}")
+
+
 def folder_name(name: str, value: Any) -> None:
     """A folder or a file; none is the one that all others lie in."""
     if not isinstance(value, str):
@@ -118,11 +126,15 @@ PARTS = dict(
     sampling_ratio=whole(-1),
 )
 PARTS_OF = {"AnchorGenerator": dict(scales=POSITIVE, ratios=POSITIVE)}
-SCORED = dict(iou_thrs=optional(many(number(0, most=1))), proposal_nums=many(whole(1)))
+SCORED = dict(
+    ann_file=optional(folder_name),
+    iou_thrs=optional(many(number(0, most=1))),
+    proposal_nums=many(whole(1)),
+)
 PROPOSALS = dict(nms_pre=limit, max_per_img=limit, nms=overlap, min_bbox_size=number(0))
 LOADER = dict(batch_size=whole(1), num_workers=whole(), dataset=typed, sampler=typed)
 DATASET = dict(
-    metainfo=optional(mapping),
+    metainfo=optional(metainfo),
     data_root=optional(folder_name),
     ann_file=optional(folder_name),
     data_prefix=optional(prefixes),
@@ -236,7 +248,14 @@ def check_training(cfg: Any) -> None:
 def check_parts(model: Any) -> None:
     """That a two-stage detector has its parts; mmdet's own find out in the first step."""
     if kind_of(model) in (*FAST, *FAST.values()):
-        for name in ("data_preprocessor", "rpn_head", "roi_head", "train_cfg", "test_cfg"):
+        for name in (
+            "data_preprocessor",
+            "backbone",
+            "rpn_head",
+            "roi_head",
+            "train_cfg",
+            "test_cfg",
+        ):
             if not isinstance(model.get(name), Mapping):
                 raise InputError(
                     f"model.{name}={model.get(name)!r}: {kind_of(model)} takes a dict, as the "

@@ -86,7 +86,7 @@ def precision_of(cfg: Config) -> str:
 
 def float16_advice(cfg: Config) -> str | None:
     """What there is to say of a config that trains a Swin in float16; None where there is not."""
-    if "swin" not in str(cfg.model.get("backbone", {}).get("type")).lower():
+    if "swin" not in str((cfg.model.get("backbone") or {}).get("type")).lower():
         return None
     if precision_of(cfg) != "float16":
         return None

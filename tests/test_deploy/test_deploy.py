@@ -1,6 +1,7 @@
 """Exported backbones give what the backbones give: at the exported size, and where free at any."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,31 @@ def test_openvino_computes_in_the_dtype_of_the_file(
         assert max(deploy.relative_errors(run(images), model(images))) < tolerance
     with pytest.raises(ValueError, match=r"\[1, 3, 37, 50\], got \[1, 3, 64, 64\].*--dynamic"):
         run(torch.randn(1, 3, 64, 64))
+
+
+RELEASED = """
+import os, signal
+from ltm_det import deploy
+
+first, second = (deploy.load(FILE, threads=1) for _ in range(2))
+signal.signal(signal.SIGCHLD, lambda *_: print("signalled"))
+del first
+del second
+if os.fork() == 0:
+    os._exit(0)
+os.wait()
+print("alive")
+"""
+
+
+def test_signals_reach_what_outlives_its_files(tmp_path: Path, run_python: Callable) -> None:
+    """OpenVINO gives signals another stack while a core lives: see `openvino_core`."""
+    model = swin_cases.build(dict(type="Pool"), sizes=swin_cases.ONE_STAGE)
+    file = tmp_path / "model.xml"
+    deploy.save(model, torch.randn(1, 3, 37, 50), file)
+    ran = run_python(RELEASED.replace("FILE", repr(str(file))))
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["signalled", "alive"]
 
 
 def test_a_file_takes_the_backbones_place(tmp_path: Path) -> None:
