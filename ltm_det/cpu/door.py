@@ -8,7 +8,8 @@ themselves know nothing of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ from ltm_det.cpu.products import HAS_BFLOAT16, HAS_ONEDNN, ONEDNN, way
 # Modules that executors know, by the exact name of their class: what derives from one may do
 # something else. Ours, under "ltm_det.", belong to them.
 KNOWN = {
-    "torch.nn.modules": "Conv2d Dropout GELU Identity LayerNorm Linear ModuleList Sequential",
+    "torch.nn.modules": (
+        "Conv2d Dropout GELU Identity LayerNorm Linear ModuleList Sequential Unfold"
+    ),
     "mmcv.cnn.bricks": "AdaptivePadding Conv2d DropPath FFN Linear PatchEmbed",
     "mmengine.model": "ModuleList Sequential",
     "mmdet.models.layers": "AdaptivePadding PatchEmbed",
@@ -40,11 +43,14 @@ class Executor(NamedTuple):
         run: (module, *args) to what ``module(*args)`` gives.
         serves: Whether ``run`` knows the options of a module, in the present mode of gradients.
         called: The modules inside that ``run`` calls, as the module itself would.
+        slots: Modules inside that ``run`` reads or passes over, by their paths: the names of the
+            classes that each may be of.
     """
 
     run: Callable[..., Any]
     serves: Callable[[Any], bool] = lambda module: True
     called: Callable[[Any], Sequence[nn.Module]] = lambda module: ()
+    slots: Mapping[str, str] = {}
 
 
 def plain(module: nn.Module, *args: Any) -> Any:
@@ -62,7 +68,8 @@ def choose(executors: Mapping[type, Executor], x: Tensor) -> Call:
         # what wraps a part may lack what `serves` reads of it
         if own is None or not untouched(module, x.dtype, own.called(module)):
             return module(*args)
-        return own.run(module, *args) if own.serves(module) else module(*args)
+        known = filled(module, own.slots) and own.serves(module)
+        return own.run(module, *args) if known else module(*args)
 
     return call
 
@@ -77,20 +84,36 @@ def fast(x: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling():
         return not torch.is_grad_enabled()
-    if torch.is_grad_enabled() and way(x.dtype) != ONEDNN:
+    if type(x) not in (Tensor, nn.Parameter) or _observed():
         return False
-    return type(x) in (Tensor, nn.Parameter) and not _observed()
+    return not torch.is_grad_enabled() or way(x.dtype) == ONEDNN
 
 
 def _observed() -> bool:
     """Whether something sees all operators, or all modules."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
-        or any(not isinstance(m, DeviceContext) for m in _get_current_function_mode_stack())
+        or not all(map(_makes_on_cpu, _get_current_function_mode_stack()))
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
         or hooks._has_any_global_hook()
     )
+
+
+def _makes_on_cpu(mode: Any) -> bool:
+    """Whether a mode does no more than to make tensors where they would be made anyway."""
+    return isinstance(mode, DeviceContext) and torch.device(mode.device).type == "cpu"
+
+
+def filled(module: nn.Module, slots: Mapping[str, str]) -> bool:
+    """Whether the modules inside are of the classes that an :class:`Executor` names."""
+    for path, names in slots.items():
+        part: Any = module
+        for name in path.split("."):
+            part = part._modules.get(name) if isinstance(part, nn.Module) else None
+        if type(part).__name__ not in names.split():
+            return False
+    return True
 
 
 def untouched(
@@ -98,8 +121,8 @@ def untouched(
 ) -> bool:
     """Whether a module and all in it are of known classes, and their weights what they seem.
 
-    Nothing in it has a hook, another forward than its class's, or parameters of a kind or a dtype
-    of their own; weights are where torch keeps them.
+    Nothing in it is :func:`altered` or has parameters of a kind or a dtype of their own; weights
+    are where torch keeps them.
 
     Args:
         module: Whose weights are to be read.
@@ -108,7 +131,7 @@ def untouched(
     """
     if any(module is other for other in called):
         return True
-    if not _known(type(module)) or watched(module) or "forward" in module.__dict__:
+    if not _known(type(module)) or altered(module):
         return False
     if isinstance(module, (nn.Linear, nn.LayerNorm)) and module._parameters.get("weight") is None:
         return False
@@ -121,11 +144,38 @@ def untouched(
     return all(untouched(child, dtype, called) for child in module.children())
 
 
-def _known(kind: type) -> bool:
-    room, name = kind.__module__, kind.__qualname__
+def _known(kind: type[nn.Module]) -> bool:
+    """Also whether its forward comes from where such classes do: nobody has put another there."""
+    room, name, home = kind.__module__, kind.__qualname__, getattr(kind.forward, "__module__", "")
+    if not home.startswith((OURS, *KNOWN)):
+        return False
     if room.startswith(OURS):
         return True
     return any(room.startswith(known) and name in names.split() for known, names in KNOWN.items())
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer whose weights may be read in the place of calling it."""
+    return type(module).__name__ == "Linear" and untouched(module)
+
+
+def altered(module: nn.Module) -> bool:
+    """Whether hooks see a module's calls, or it has other methods than its class's, or another way
+    to be called."""
+    own, kind = module.__dict__, cast(Any, type(module))
+    return (
+        watched(module)
+        or hooks._has_any_global_hook()
+        or own.get("_compiled_call_impl") is not None
+        or not own.keys().isdisjoint(_methods(kind))
+    )
+
+
+@cache
+def _methods(kind: Any) -> frozenset[str]:
+    """The names of a class's methods, less those of every module but its forward."""
+    names = {name for base in kind.__mro__ for name, value in vars(base).items() if callable(value)}
+    return frozenset(names - (vars(nn.Module).keys() - {"forward"}))
 
 
 def watched(module: nn.Module) -> bool:

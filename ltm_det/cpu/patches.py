@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltm_det.cpu import layers, pieces
 from ltm_det.cpu.door import Executor
@@ -16,7 +16,12 @@ from ltm_det.cpu.products import product
 
 
 def patches_piece(
-    eps: float, x: Tensor, norm: Tensor, norm_bias: Tensor, reduction: Tensor, bias: Tensor | None
+    eps: float,
+    x: Tensor,
+    norm: Tensor,
+    norm_bias: Tensor | None,
+    reduction: Tensor,
+    bias: Tensor | None,
 ) -> Tensor:
     """Patch merging of rows of S patches, (R, S, 2, 2, C) to (R, S, D)."""
     x = x.flatten(2)
@@ -35,8 +40,8 @@ def run_patch_merging(
     x = patches.cut(x, hw)  # (B, R, S, 2, 2, C)
     r, s = x.shape[1:3]
 
-    def reorder(weight: Tensor) -> Tensor:  # the last axis, from (C, row, column)
-        return weight.unflatten(-1, (c, 4)).transpose(-1, -2).flatten(-2)
+    def reorder(weight: Tensor | None) -> Tensor | None:  # the last axis, from (C, row, column)
+        return None if weight is None else weight.unflatten(-1, (c, 4)).mT.flatten(-2)
 
     weights = [*map(reorder, (norm.weight, norm.bias, reduction.weight)), reduction.bias]
     size = max(1, pieces.PIECE // (s * 4 * c))
@@ -56,11 +61,13 @@ def run_patch_embedding(patches: Any, x: Tensor) -> tuple[Tensor, tuple[int, int
 
 PATCH_EMBEDDING = Executor(
     run_patch_embedding,
-    serves=lambda patches: layers.unseen() and type(patches.norm) is nn.LayerNorm,
+    serves=lambda patches: layers.unseen(),
+    slots={"norm": "LayerNorm"},
 )
 # inductor has no oneDNN product with weights that are computed
 PATCH_MERGING = Executor(
     run_patch_merging,
-    serves=lambda patches: type(patches.norm) is nn.LayerNorm and not torch.compiler.is_compiling(),
+    serves=lambda patches: not torch.compiler.is_compiling(),
+    slots={"norm": "LayerNorm", "reduction": "Linear", "sampler": "Unfold"},
 )
 MAP_NORM = Executor(layers.norm, serves=lambda norm: layers.unseen())

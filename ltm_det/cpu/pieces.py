@@ -118,6 +118,8 @@ class Recomputed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tensors, order, total = ctx.saved_tensors, ctx.order, len(gradient)
         learning = [i for i, need in enumerate(ctx.needs_input_grad[5:]) if need]
+        if _batched(gradient):
+            return None, None, None, None, None, *_whole(ctx, tensors, gradient, learning)
         spans, again = cuts(total, ctx.size), torch.is_grad_enabled()
         found: list[Any] = [None] * len(tensors)
         for i in learning:
@@ -142,6 +144,28 @@ class Recomputed(torch.autograd.Function):
                 else:
                     put(found[i], order if i == 0 else None, start, stop, value)
         return None, None, None, None, None, *found
+
+
+def _batched(gradient: Tensor) -> bool:
+    """Whether it stands for many, as in ``torch.autograd.grad(..., is_grads_batched=True)``."""
+    of = torch._C._functorch
+    return of.is_batchedtensor(gradient) or of.is_legacy_batchedtensor(gradient)
+
+
+def _whole(ctx: Any, tensors: Tensors, gradient: Tensor, learning: Sequence[int]) -> list[Any]:
+    """Gradients of many results at once: all rows in one piece, here, into no memory of ours."""
+    own: list[Any] = list(tensors)
+    total, order = len(gradient), ctx.order
+    for i in learning:
+        own[i] = own[i].detach().requires_grad_()
+    with torch.enable_grad():
+        others = (rows(t, 0, total, total) for t in own[1 : ctx.cut])
+        out = ctx.function(take(own[0], order, 0, total), *others, *own[ctx.cut :])
+        if order is not None:
+            back = _at(order, 0, total * own[0].shape[1]).argsort()
+            out = out.flatten(0, 1)[back].view(own[0].shape)
+    gradients = iter(torch.autograd.grad(out, [own[i] for i in learning], gradient))
+    return [next(gradients) if i in learning else None for i in range(len(own))]
 
 
 def run(

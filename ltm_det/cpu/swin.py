@@ -253,15 +253,36 @@ def run_mlp(block: Any, x: Tensor) -> Tensor:
     return block.ffn.dropout_layer(layers.mlp(x, fc1, fc2))
 
 
+# Of a block, what is read or passed over.
+SLOTS = {
+    "norm1": "LayerNorm",
+    "attn.w_msa.qkv": "Linear",
+    "attn.w_msa.attn_drop": "Dropout",
+    "attn.w_msa.proj": "Linear",
+    "attn.w_msa.proj_drop": "Dropout",
+    "attn.drop": "DropPath Identity",
+    "norm2": "LayerNorm",
+    "ffn": "FFN",
+    "ffn.layers": "Sequential",
+    "ffn.layers.0": "Sequential",
+    "ffn.layers.0.0": "Linear",
+    "ffn.layers.0.1": "GELU",
+    "ffn.layers.0.2": "Dropout",
+    "ffn.layers.1": "Linear",
+    "ffn.layers.2": "Dropout",
+    "ffn.dropout_layer": "DropPath Identity",
+    "ffn.gamma2": "Identity",
+}
+
+
 def serves_block(block: Any) -> bool:
     """Whether its options are those that the executors know."""
     msa, ffn = block.attn.w_msa, block.ffn
-    if len(ffn.layers) != 3:
+    if (len(ffn.layers), len(ffn.layers[0])) != (3, 3) or ffn.add_identity:
         return False
     (_, act, drop), _, last_drop = ffn.layers
     return (
         layers.is_gelu(act)
-        and isinstance(ffn.gamma2, nn.Identity)
         and block.norm1.eps == block.norm2.eps
         and not layers.drops(msa.attn_drop, msa.proj_drop, drop, last_drop)
     )
@@ -273,5 +294,6 @@ BLOCK = Executor(
     ),
     serves=serves_block,
     called=lambda block: [] if block.merger is None else [block.merger],
+    slots=SLOTS,
 )
-GRIDLESS_BLOCK = Executor(run_gridless_block, serves_block, lambda block: [block.merger])
+GRIDLESS_BLOCK = Executor(run_gridless_block, serves_block, lambda block: [block.merger], SLOTS)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltm_det.cpu import layers, pieces
 from ltm_det.cpu.door import Executor
@@ -105,15 +105,28 @@ def _unusual(x: Tensor, tokens: Any) -> bool:
     return placed or x.shape[1] != cells or torch.compiler.is_compiling()
 
 
+# Of a block, what is read or passed over.
+SLOTS = {
+    "attn.qkv": "Linear",
+    "attn.q_norm": "Identity",
+    "attn.k_norm": "Identity",
+    "attn.attn_drop": "Dropout",
+    "attn.norm": "Identity",
+    "attn.proj": "Linear",
+    "mlp": "Mlp",
+    "mlp.fc1": "Linear",
+    "mlp.act": "GELU",
+    "mlp.drop1": "Dropout",
+    "mlp.norm": "Identity",
+    "mlp.fc2": "Linear",
+    "mlp.drop2": "Dropout",
+}
+
+
 def serves_block(block: Any) -> bool:
     """Whether its options are those that the executor knows."""
-    attn, mlp = block.attn, block.mlp
-    norms = attn.q_norm, attn.k_norm, attn.norm, mlp.norm
-    return (
-        layers.is_gelu(mlp.act)
-        and all(isinstance(norm, nn.Identity) for norm in norms)
-        and not layers.drops(attn.attn_drop, attn.proj_drop, mlp.drop1, mlp.drop2)
-    )
+    mlp = block.mlp
+    return layers.is_gelu(mlp.act) and not layers.drops(block.attn.attn_drop, mlp.drop1, mlp.drop2)
 
 
-BLOCK = Executor(run_block, serves_block)
+BLOCK = Executor(run_block, serves_block, slots=SLOTS)

@@ -61,17 +61,12 @@ class FastConvModule(ConvModule):
             return False
         if norm and not (type(self.norm) in NORMS and settled(self.norm)):
             return False
-        return not activate or type(self.activate) is nn.ReLU and not altered(self.activate)
-
-
-def altered(module: nn.Module) -> bool:
-    """Whether hooks see a module's calls, or it has another forward than its class's."""
-    return door.watched(module) or "forward" in module.__dict__
+        return not activate or type(self.activate) is nn.ReLU and not door.altered(self.activate)
 
 
 def settled(norm: nn.Module) -> bool:
     """Whether a batch norm uses the statistics that it has, as in evaluation."""
-    return not (norm.training or norm.running_mean is None or altered(norm))
+    return not (norm.training or norm.running_mean is None or door.altered(norm))
 
 
 def with_norm(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:

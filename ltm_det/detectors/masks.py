@@ -13,7 +13,7 @@ from mmdet.models import FCNMaskHead
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.registry import MODELS
 from pycocotools import mask as coco
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltm_det.cpu.door import untouched
 
@@ -44,7 +44,7 @@ class FastFCNMaskHead(FCNMaskHead):
         """Features of regions (K, C, h', w') to logits (K, classes, h, w), see `reading`."""
         if self.labels is None or self.class_agnostic:
             return super().forward(x)
-        if not untouched(self.conv_logits):
+        if not (isinstance(self.conv_logits, nn.Conv2d) and untouched(self.conv_logits)):
             return self.of_labels(super().forward(x), self.labels)
         for conv in self.convs:
             x = conv(x)

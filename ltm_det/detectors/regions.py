@@ -29,7 +29,7 @@ class FastRoIExtractor(SingleRoIExtractor):
         self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None
     ) -> Tensor:
         """(B, C, H, W) of each level and regions (K, 5) to (K, C, h, w)."""
-        usual = all(type(m) is RoIAlign and not door.watched(m) for m in self.roi_layers)
+        usual = all(type(m) is RoIAlign and not door.altered(m) for m in self.roi_layers)
         if torch.is_grad_enabled() or not usual or self.roi_layers[0].pool_mode != "avg":
             return super().forward(plain(feats), rois, roi_scale_factor)
         layer, rois = self.roi_layers[0], rois.type_as(feats[0])

@@ -6,7 +6,7 @@ Shapes: ``*`` any leading dimensions, nH heads, N queries, M keys, D = C / nH.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltm_det.cpu.door import watched
+from ltm_det.cpu.door import altered
 
 
 def attend(
@@ -14,10 +14,10 @@ def attend(
 ) -> Tensor:
     """drop(softmax(scale * q k^T + bias)) v, (*, nH, N, D).
 
-    Fused where ``drop`` is torch's dropout and nobody watches it; otherwise it is called with the
-    weights (*, nH, N, M).
+    Fused where ``drop`` is torch's dropout and nobody watches or changes it; otherwise it is called
+    with the weights (*, nH, N, M).
     """
-    if type(drop) is nn.Dropout and not watched(drop):
+    if type(drop) is nn.Dropout and not altered(drop):
         dropout = drop.p if drop.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
     logits = scale * q @ k.transpose(-1, -2)

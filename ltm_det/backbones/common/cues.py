@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltm_det.cpu.door import untouched
+from ltm_det.cpu.door import is_linear
 from ltm_det.merging import Cues, received_attention
 
 
 def attention_cues(
-    qkv: nn.Linear,
+    qkv: nn.Module,
     num_heads: int,
     z: Tensor,
     reads: Sequence[str],
@@ -46,7 +46,7 @@ def attention_cues(
 
 def queries_and_keys(qkv: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
     """(*, N, C) each; without the values, where nothing wraps or changes the layer."""
-    if not untouched(qkv):
+    if not is_linear(qkv):
         q, k, _ = qkv(z).chunk(3, -1)
         return q, k
     weight, bias = (None if t is None else t[: 2 * z.shape[-1]] for t in (qkv.weight, qkv.bias))
@@ -60,7 +60,7 @@ def mean_keys(qkv: nn.Module, num_heads: int, z: Tensor) -> Tensor:
     Keys are linear in the tokens, so that of a layer that nothing wraps or changes the mean is one
     projection to D channels.
     """
-    if not untouched(qkv):
+    if not is_linear(qkv):
         return qkv(z).unflatten(-1, (3, num_heads, -1))[..., 1, :, :].mean(-2)
     own = [None if t is None else t.chunk(3)[1] for t in (qkv.weight, qkv.bias)]
     weight, bias = (None if t is None else t.unflatten(0, (num_heads, -1)).mean(0) for t in own)

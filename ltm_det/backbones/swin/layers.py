@@ -13,12 +13,13 @@ import torch.utils.checkpoint as cp
 from mmdet.models.backbones.swin import ShiftWindowMSA, SwinBlock, WindowMSA
 from mmdet.models.layers import PatchMerging
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltm_det.backbones.common.attention import attend
 from ltm_det.backbones.common.cues import attention_cues
 from ltm_det.backbones.common.windows import WindowGrid, cached_by_size, divides
 from ltm_det.backbones.swin.weights import relative_position_index
+from ltm_det.cpu.door import altered
 from ltm_det.merging import Cues, Merger, Merging
 
 
@@ -190,7 +191,8 @@ class GridlessSwinBlock(LTMSwinBlock):
 
 
 class LTMPatchMerging(BaseModule):
-    """mmdet's patch merging of 2 x 2, without the copies of ``nn.Unfold``, channel by channel.
+    """mmdet's patch merging of 2 x 2, without the copies of ``nn.Unfold``, channel by channel,
+    where nobody watches or changes that.
 
     Args:
         patches: mmdet's; its norm and its reduction and their names are taken over.
@@ -199,7 +201,7 @@ class LTMPatchMerging(BaseModule):
     def __init__(self, patches: PatchMerging) -> None:
         super().__init__()
         self.norm, self.reduction = patches.norm, patches.reduction
-        self.sampler = patches.sampler  # for its stride
+        self.sampler = patches.sampler
 
     @staticmethod
     def fits(patches: PatchMerging) -> bool:
@@ -212,7 +214,11 @@ class LTMPatchMerging(BaseModule):
         """(B, H * W, C) to (B, H' * W', D) and (H', W')."""
         x = self.cut(x, hw)
         rows, columns = x.shape[1:3]
-        x = x.flatten(3, 4).transpose(3, 4).flatten(3).flatten(1, 2)  # as of nn.Unfold: (C, 2, 2)
+        if type(self.sampler) is nn.Unfold and not altered(self.sampler):
+            x = x.flatten(3, 4).transpose(3, 4).flatten(3).flatten(1, 2)  # (C, 2, 2), as it does
+        else:
+            image = x.transpose(2, 3).flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
+            x = self.sampler(image).transpose(1, 2)
         if self.norm is not None:
             x = self.norm(x)
         return self.reduction(x), (rows, columns)
