@@ -9,4 +9,9 @@ class InputError(ValueError):
     The message names the file or field, the value, and the remedy. Commands print it and exit
     with 2, and with the variable of above show where it comes from; whatever is no InputError
     shows its traceback, since then the fault is ours.
+
+    Attributes:
+        of_a_process: Whether, of many processes, others may not know of it: each says its own.
     """
+
+    of_a_process = False

@@ -60,6 +60,13 @@ def whole_set(file: str | Path) -> Iterator[Path]:
     sync(file.parent)
 
 
+def check_apart(read: str | Path | None, *written: Path) -> None:
+    """Raises InputError where a file that is read is one of those to be written."""
+    for file in written:
+        if read is not None and file.exists() and Path(read).exists() and file.samefile(read):
+            raise InputError(f"{file} is read, and would be written over: name another --out")
+
+
 def remove_parts(folder: str | Path, name: str) -> None:
     """Removes what killed processes were writing; none may write such a file at this time.
 

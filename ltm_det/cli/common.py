@@ -211,11 +211,17 @@ def command(
         except (InputError, *expected) as error:
             if os.environ.get(TRACEBACK) == "1":
                 traceback.print_exc()
-            if is_local_main(getattr(args, "launcher", "none")):
+            if getattr(error, "of_a_process", False) or is_local_main(
+                getattr(args, "launcher", "none")
+            ):
                 print(f"{name()}: {error}", file=sys.stderr)
             return BAD_INPUT
         except KeyboardInterrupt:
             return interrupted()
+        except SyntaxError as error:  # into which mmengine turns all that comes as it writes one
+            if isinstance(error.__context__, KeyboardInterrupt):
+                return interrupted()
+            raise
         except BrokenPipeError:  # of what reads the output, such as head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return NOBODY_READS

@@ -16,6 +16,7 @@ from mmengine.logging import MMLogger
 from torch import nn
 from tqdm import tqdm
 
+from ltm_det.basics.files import check_apart
 from ltm_det.cli.common import OutputFile, command, config_file, new_parser
 from ltm_det.compat.weight_files import SAFETENSORS
 from ltm_det.conversion import calibration
@@ -154,6 +155,8 @@ def run(args: argparse.Namespace) -> None:
         )
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_checkpoint(args.checkpoint)
+    check_apart(args.checkpoint, *written_files(args.out))
+    check_apart(args.config, *written_files(args.out))
     if args.calibrate:
         try:
             preflight.check_data(cfg, "train")

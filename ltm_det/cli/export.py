@@ -21,7 +21,8 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from ltm_det import deploy
-from ltm_det.basics.files import check_name
+from ltm_det.basics.errors import InputError
+from ltm_det.basics.files import check_apart, check_name
 from ltm_det.basics.finite import check_finite, check_outputs, worst
 from ltm_det.cli.common import OutputFile, command, config_file, new_parser
 from ltm_det.deploy.detector import FORMATS as DETECTOR_FORMATS
@@ -202,6 +203,10 @@ def scale_of(cfg: Config) -> tuple[int, int] | None:
 def run(args: argparse.Namespace) -> int:
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_checkpoint(args.checkpoint)
+    weights = args.out.with_suffix(".bin")
+    check_apart(args.checkpoint, args.out, weights)
+    if args.out.suffix == ".xml" and weights.exists() and not args.out.exists():
+        raise InputError(f"{weights}, of something else, would be written over: name another --out")
     check_lean(cfg.model)
     known: Sequence[str] = ()
     detector = build_detector(cfg)

@@ -3,6 +3,7 @@ behind at the end."""
 
 import argparse
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -200,4 +201,5 @@ def finish(cfg: Config, runner: Runner, say: Say) -> None:
     say(f"{', '.join(words) or 'no AP was measured'}: {', '.join([str(checkpoint), *drawn])}")
     if checkpoint is not None:
         out = folder / "found"
-        say(f"next: {CONSOLE} predict {config} {checkpoint} --images FOLDER --out {out}")
+        of = shlex.join([CONSOLE, "predict", str(config), str(checkpoint)])
+        say(f"next: {of} --images FOLDER --out {shlex.quote(str(out))}")

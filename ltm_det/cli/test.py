@@ -25,6 +25,7 @@ from ltm_det.detectors import FAST, check_lean
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
 from ltm_det.engine.classes import check_classes, check_labels
+from ltm_det.prediction.sources import check_apart
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py work_dirs/ltm_swin_s_maskrcnn/epoch_36.pth"
 
@@ -72,6 +73,17 @@ def build_runner(cfg: Config, exported: bool) -> Runner:
         if not exported:
             raise
         raise preflight.PreflightError(str(error)) from error
+
+
+def check_pictures(runner: Runner, show_dir: str) -> None:
+    """That none of the data's pictures is painted over, see mmdet's ``DetVisualizationHook``.
+
+    Raises:
+        InputError: One lies in the folder to paint into.
+    """
+    data = runner.test_loop.dataloader.dataset
+    files = [Path(data.get_data_info(i)["img_path"]) for i in range(len(data))]
+    check_apart(files, Path(runner.work_dir) / runner.timestamp / show_dir)
 
 
 def check_model(model: ConfigDict) -> None:
@@ -130,7 +142,7 @@ class WholeDump(DumpDetResults):
 
 
 def test(args: argparse.Namespace) -> None:
-    cfg = preflight.load_run_config(args)
+    cfg = preflight.load_run_config(args, keep=True)
     exported = Path(args.checkpoint).suffix in FORMATS
     if exported:
         use_file(cfg, args)
@@ -154,6 +166,8 @@ def test(args: argparse.Namespace) -> None:
         if exported:
             names = runner.model.predictor.about["classes"] or ()
             check_labels(cfg, "test", args.checkpoint, names)
+        if args.show_dir:
+            check_pictures(runner, args.show_dir)
         if args.out is not None:
             runner.test_evaluator.metrics.append(WholeDump(out_file_path=str(args.out)))
         runner.test()

@@ -3,6 +3,8 @@
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
@@ -19,6 +21,7 @@ from ltm_det.engine.config_values import check_training
 from ltm_det.engine.mixed_precision import PRECISIONS, float16_advice, set_precision
 from ltm_det.engine.progress_hook import ProgressHook
 from ltm_det.engine.resuming import disk_errors_named, resume, use_safe_checkpoints
+from ltm_det.engine.work_folder import occupied, put_aside
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py --amp"
 
@@ -110,7 +113,16 @@ def train(args: argparse.Namespace) -> None:
             check_classes(cfg, "train", cfg.load_from)
         preflight.check_amp(cfg)
     part = WHOLE if cfg.get("resume") else BACKBONE  # heads may have other classes at a start
-    with preflight.launched(cfg), fitting(part), disk_errors_named(cfg), building(cfg):
+    folder = Path(cfg.work_dir)
+    with (
+        occupied(folder) if local_main else nullcontext(),
+        preflight.launched(cfg),
+        fitting(part),
+        disk_errors_named(cfg),
+        building(cfg),
+    ):
+        if local_main and not cfg.get("resume"):
+            put_aside(folder, say)
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         progress = ProgressHook()
         runner.register_hook(progress)

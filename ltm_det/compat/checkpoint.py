@@ -216,6 +216,10 @@ def _check_names(module: nn.Module, own: dict[str, Any], state: dict[str, Any]) 
             "Weights of a backbone alone, a classifier's say, belong in its "
             "init_cfg=dict(type='Pretrained', checkpoint=...), not in load_from"
         )
+    known = {key: value for key, value in own.items() if isinstance(state.get(key), torch.Tensor)}
+    wrong = [k for k, v in known.items() if v.is_floating_point() > state[k].is_floating_point()]
+    if wrong:
+        raise ValueError(f"{some(wrong)} are {state[wrong[0]].dtype}, no numbers of such weights")
     backbone = getattr(module, BACKBONE, None)
     if _part.get() != BACKBONE or backbone is None or hasattr(backbone, "family"):
         return

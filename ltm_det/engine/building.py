@@ -11,17 +11,21 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import cv2
 import torch
+from mmengine.dist import get_world_size
 from mmengine.registry import build_functions
 from mmengine.runner import runner as runners
 
 from ltm_det.basics.arguments import arguments_of, nearest
 from ltm_det.basics.errors import TRACEBACK, InputError
-from ltm_det.engine.first_step import LOADER, failed_first
+from ltm_det.engine.first_step import LOADER, failed_first, read_first
 
 BUILD = build_functions.__file__
 # Methods of mmengine's Runner that make parts of themselves, beside those named build_...
 MAKES = ("__init__", "from_cfg", "wrap_model", "scale_lr", "setup_env")
+# What a process sees of another one's end.
+LOST = re.compile(r"connection (closed|reset)|broken pipe|connection was aborted", re.IGNORECASE)
 # Errors that bad arguments lead to; what the disk or the network does is told elsewhere.
 BAD_VALUES = (
     ValueError,
@@ -33,6 +37,8 @@ BAD_VALUES = (
     NotImplementedError,
     RuntimeError,
     NameError,
+    ImportError,
+    cv2.error,
 )
 
 
@@ -60,9 +66,17 @@ def building(cfg: Any) -> Iterator[None]:
                 "checkpoint, or start anew from its weights with --cfg-options load_from=FILE"
             ) from error
         if frames is None:
-            if isinstance(error, InputError) or (where := failed_first(error, cfg)) is None:
+            if isinstance(error, InputError):
+                error.of_a_process = True
                 raise
-            raise InputError(f"{where}: {text_of(error)}\n{TRACEBACK}=1 shows where") from error
+            if (where := failed_first(error, cfg)) is None:
+                raise
+            words = f"{where}: {text_of(error)}\n{TRACEBACK}=1 shows where"
+            if get_world_size() > 1 and LOST.search(str(error)):
+                words = "another process of the run has ended: it says why"
+            mine = InputError(words)
+            mine.of_a_process = True
+            raise mine from error
         raise InputError(told(error, cfg, frames)) from error
 
 
@@ -134,6 +148,10 @@ def remedy(error: BaseException, cls: Any, name: str) -> str:
 def text_of(error: BaseException) -> str:
     """In one line; of a KeyError the key alone would say nothing."""
     text = str(error.args[0] if error.args else error)
+    if "is killed by signal" in text:
+        return (
+            f"{text.splitlines()[0]} Too little memory? Take fewer num_workers, or a smaller batch"
+        )
     if LOADER in text:  # its traceback and then the error
         return text.strip().rpartition("\n")[2]
     text = " ".join(text.split()) or "refused its arguments"
@@ -164,6 +182,7 @@ def find(part: Any, own: Any) -> str | None:
                 items = value.items()
             elif isinstance(value, (list, tuple)):
                 items = enumerate(value)
+            items = items if path else read_first(items)
             todo += [(f"{path}.{key}" if path else str(key), below) for key, below in items]
     return None
 

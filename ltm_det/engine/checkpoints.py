@@ -11,6 +11,7 @@ from mmengine.runner import CheckpointLoader
 from ltm_det.basics.arguments import whole
 from ltm_det.basics.errors import InputError
 from ltm_det.compat.checkpoint import URLS
+from ltm_det.compat.weight_files import differing
 
 POINTER = "last_checkpoint"  # mmengine's file in a work folder, which names the last checkpoint
 RUN = ("message_hub", "meta", "state_dict")  # what of a checkpoint makes a run go on
@@ -47,8 +48,9 @@ def check_whole(file: str | Path) -> None:
     """
     check_begun(file)
     try:
-        with zipfile.ZipFile(file) as archive:
-            part = archive.testzip()
+        if not zipfile.is_zipfile(file):
+            raise Damaged("is no checkpoint: it is not of torch's zip format")
+        part = differing(file)
     except (zipfile.BadZipFile, EOFError) as error:
         raise Damaged(f"is no checkpoint: {error}") from error
     if part is not None:

@@ -21,9 +21,9 @@ def check_classes(cfg: Config, split: str, file: str) -> None:
         file: Their checkpoint.
 
     Raises:
-        InputError: A class that both name has another label, or the weights know more of them, so
-            that labels would be wrong; or what the checkpoint says of classes are no names, or
-            more than its model has.
+        InputError: They share no class, one that both name has another label, or the weights know
+            more of them, so that labels would be wrong; or what the checkpoint says of classes are
+            no names, or more than its model has.
     """
     theirs = names_in(file)
     for path, count in class_counts(cfg.model):
@@ -48,6 +48,11 @@ def check_labels(cfg: Config, split: str, file: str, theirs: Sequence[str]) -> N
     )
     for leaf in leaf_datasets((cfg.get(loader) or {}).get("dataset")):
         own = list(classes_of(leaf) or ())
+        if own and theirs and not {*own} & {*theirs}:
+            raise InputError(
+                f"{file} has other classes than the config: {shown(theirs)}, not {shown(own)}\n"
+                f"{remedy}"
+            )
         moved = [n for n in own if n in theirs and own.index(n) != theirs.index(n)]
         if moved:
             name = moved[0]

@@ -4,7 +4,7 @@ What mmdet's classes take without a word may break in their first forward pass, 
 Later steps have shown that the config can be run: their errors stay what they are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -12,8 +12,12 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner import BaseLoop
 from torch import nn
 
+from ltm_det.engine.config_files import READ
+
 # Steps; in the very first there may be no object, and so nothing that its loss is asked for.
 FIRST = 10
+# Where a runner keeps the iteration at which it started, see ProgressHook.
+START = "started_at"
 LOADER = "DataLoader worker process"
 
 
@@ -31,15 +35,15 @@ def failed_first(error: BaseException, cfg: Any) -> str | None:
     own = [frame.f_locals.get("self") for frame in frames]
     loops = [frame for frame in frames if isinstance(frame.f_locals.get("self"), BaseLoop)]
     model = next((obj for obj in own if isinstance(obj, nn.Module)), None)
+    part = part_of(loops[-1].f_locals["self"]) if loops else ""
     if any(isinstance(obj, Evaluator) for obj in own):
-        step, part = "the evaluation", "val"
+        step = "the evaluation"
     elif loops:
-        part = part_of(loops[-1].f_locals["self"])
         if (done := steps_of(loops[-1])) >= FIRST:
             return None
         step = f"{'training' if part == 'train' else 'test'} step {done + 1}"
     elif model is not None:
-        step, part = "the first forward pass", ""
+        step = "the first forward pass"
     else:
         return None
     whole = getattr(cfg, "_cfg_dict", cfg)
@@ -57,6 +61,11 @@ def failed_first(error: BaseException, cfg: Any) -> str | None:
     return f"{where} failed in {step}"
 
 
+def read_first(items: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """A config's entries, variables of its file, which no run reads, after all others."""
+    return sorted(items, key=lambda item: item[0] not in READ)
+
+
 def frames_of(error: BaseException) -> Iterator[FrameType]:
     """Of its traceback, the outermost first."""
     entry = error.__traceback__
@@ -71,9 +80,12 @@ def part_of(loop: BaseLoop) -> str:
 
 
 def steps_of(frame: FrameType) -> int:
-    """Those that a loop has done; validation and test count them in their frames alone."""
+    """Those that a loop has done since the start of this process; validation and test count them in
+    their frames alone."""
     loop = frame.f_locals["self"]
-    return loop.iter if hasattr(loop, "max_iters") else frame.f_locals.get("idx", 0)
+    if hasattr(loop, "max_iters"):
+        return loop.iter - getattr(loop.runner, START, 0)
+    return frame.f_locals.get("idx", 0)
 
 
 def named(model: nn.Module | None) -> dict[int, str]:
@@ -81,7 +93,8 @@ def named(model: nn.Module | None) -> dict[int, str]:
     names: dict[int, str] = {}
     for name, module in model.named_modules() if model is not None else ():
         prefix = f"{name}." if name else ""
-        names |= {id(value): f"{prefix}{key}" for key, value in vars(module).items() if value}
+        own = {key: value for key, value in vars(module).items() if hasattr(value, "__dict__")}
+        names |= {id(value): f"{prefix}{key}" for key, value in own.items()}
         names[id(module)] = name
     return names
 
@@ -109,6 +122,7 @@ def by_type(kind: str, cfg: Any, first: str) -> str | None:
         if isinstance(value, Mapping) and str(value.get("type")).rpartition(".")[2] == kind:
             found.append(path)
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        items = read_first(items) if not path else items
         todo += [
             (f"{path}.{key}" if path else str(key), below)
             for key, below in items

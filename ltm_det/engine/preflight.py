@@ -101,15 +101,20 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     return cfg
 
 
-def load_run_config(args: argparse.Namespace) -> Config:
+def load_run_config(args: argparse.Namespace, keep: bool = False) -> Config:
     """The config of a run: :func:`load_config`, with ``--launcher`` and ``--work-dir``.
 
     Without ``--work-dir`` the config's own is kept, else it is ``work_dirs/<config's name>``.
+    mmengine writes the config there, by the name of its file, or by the time: where that file would
+    be written over, or with ``keep`` any that is there.
     """
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     name = osp.splitext(osp.basename(args.config))[0]
     cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", name))
+    own = osp.join(cfg.work_dir, osp.basename(args.config))
+    if osp.exists(own) and (keep or osp.samefile(own, args.config)):
+        object.__setattr__(cfg, "_filename", None)
     if is_local_main(args.launcher):
         check_output(cfg.work_dir, folder=True)
     return cfg
@@ -198,10 +203,9 @@ def check_checkpoint(path: str | None, what: str = "checkpoint") -> None:
 
 def check_there(path: str, what: str = "checkpoint") -> None:
     """Raises PreflightError where a file is not on disk."""
-    if not osp.exists(path):
-        raise PreflightError(
-            f"no {what} at {path}\nA training run leaves its checkpoints in its --work-dir"
-        )
+    if not osp.isfile(path) and not osp.isdir(path):
+        remedy = "A training run leaves its checkpoints in its --work-dir"
+        raise PreflightError(f"no {what} at {path}\n{remedy}")
 
 
 def pretrained_checkpoints(node: Any) -> Iterator[str]:
@@ -289,9 +293,8 @@ def busy_advice() -> str:
     if get_device() != "cpu" or torch.get_num_threads() == 1 or not hasattr(os, "getloadavg"):
         return ""
     load, processors = os.getloadavg()[0], os.cpu_count() or 1
-    if load < processors:
-        return ""
-    return (
+    words = (
         f"{processors} processors are busy already (load {load:.1f}): threads that wait for one "
         "another may make steps many times slower there than OMP_NUM_THREADS=1"
     )
+    return words if load >= processors else ""

@@ -11,6 +11,8 @@ from mmengine.runner import Runner
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ltm_det.engine.first_step import START
+
 
 class ProgressHook(Hook):
     """A bar with the loss, the AP that was last found, and the time left; below it one of the
@@ -30,6 +32,7 @@ class ProgressHook(Hook):
         self.told: dict[str, str] = {}
 
     def before_train(self, runner: Runner) -> None:
+        setattr(runner, START, runner.iter)
         if self.shown:
             self.stack.enter_context(logging_redirect_tqdm([runner.logger]))
             self.bar = self.stack.enter_context(

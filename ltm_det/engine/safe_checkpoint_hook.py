@@ -20,7 +20,7 @@ from ltm_det.basics.arguments import whole as count
 from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import remove_parts, sync, whole, write_text
 from ltm_det.engine.checkpoints import POINTER, Damaged, check_whole, to_resume
-from ltm_det.engine.config_values import interval
+from ltm_det.engine.value_rules import interval
 
 STATE = ("last_ckpt", "keep_ckpt_ids", "best_ckpt_path", "best_ckpt_path_dict")
 SAID = ("last_ckpt", "keep_ckpt_ids", "best_")  # how the message hub calls them, and best scores

@@ -1,5 +1,6 @@
 """Own data that cannot be used: what is wrong is named before anything is made of them."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,10 @@ def broken(root: Path, file: str, text: str | bytes) -> Path:
 
 
 TRAIN, YAML = "train: images/train\n", "names: [a, b, c]\ntrain: images/train\n"
+RENAMED = (
+    "<annotation><filename>0.png</filename><size><width>9</width><height>9</height></size>"
+    "<object><name>a</name></object></annotation>"
+)
 JSON = "annotations/instances_train2017.json"
 ROWS = '{"images": [%s], "annotations": [%s], "categories": [%s]}'
 
@@ -55,6 +60,8 @@ ROWS = '{"images": [%s], "annotations": [%s], "categories": [%s]}'
         (coco_folder, JSON, "[" * 100_000, "lie too deep in each other"),
         (voc_folder, "Annotations/1.xml", '<?xml version="1.0" encoding="gbk"?><a/>', "is no XML"),
         (voc_folder, "ImageSets/Main/train.txt", b"\xff", "train.txt is no text in UTF-8"),
+        (yolo_folder, "data.yaml", "kpt_shape: [4, 2]\n" + YAML, "labels are of key points"),
+        (voc_folder, "Annotations/1.xml", RENAMED, "names the picture '0.png', but 1.png is there"),
         (voc_folder, "Annotations/1.xml", "<a>", "1.xml is no XML"),
         (voc_folder, "Annotations/1.xml", "<a></a>", "lacks a size, a name or a box"),
         (voc_folder, "ImageSets/Main/train.txt", "9\n", "names ['9.xml'], which are not in"),
@@ -70,6 +77,25 @@ def test_what_is_wrong_is_named(
     with pytest.raises(InputError) as error:
         own_data(broken(tmp_path, file, text))
     assert message in str(error.value)
+
+
+def test_pictures_of_a_part_come_from_its_folder(tmp_path: Path) -> None:
+    """Not from another one that has the word in its name; of several none is taken."""
+    coco_folder(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "train2017")
+    shutil.copytree(tmp_path / "train2017", tmp_path / "a_train_old")
+    with pytest.raises(InputError, match="a_train_old and in .*train2017: call the right one 'tr"):
+        own_data(tmp_path)
+    (tmp_path / "train2017").rename(tmp_path / "train")
+    assert own_data(tmp_path).train.images == tmp_path / "train"
+
+
+def test_a_byte_order_mark_is_no_number(tmp_path: Path) -> None:
+    yolo_folder(tmp_path)
+    label = tmp_path / "labels" / "train" / "1.txt"
+    before = own_data(tmp_path).train.coco["annotations"]
+    label.write_bytes(b"\xef\xbb\xbf" + label.read_bytes())
+    assert own_data(tmp_path).train.coco["annotations"] == before
 
 
 def test_pictures_of_both_parts_are_seen(tmp_path: Path) -> None:

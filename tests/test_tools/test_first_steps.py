@@ -1,14 +1,19 @@
 """What breaks in the first steps of a run is told as a part of the config; later, it is a bug."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from mmdet.models import FPN
+from torch import nn
 
 from ltm_det.cli import main as console
-from ltm_det.engine.first_step import by_type, in_model
+from ltm_det.engine.first_step import by_type, in_model, named
 
 CODER = "model.roi_head.bbox_head.bbox_coder"
 FIRST = "failed in training step 1"
@@ -97,6 +102,32 @@ def test_a_bug_keeps_its_traceback(step: int, short: Callable, capsys, monkeypat
         console(["train", str(config), "--work-dir", str(config.with_suffix(""))])
 
 
+def test_a_resumed_run_has_first_steps_too(short: Callable, capsys) -> None:
+    config = short()
+    text = config.read_text().replace(
+        "max_iters=20, val_interval=1", "max_iters=12, val_interval=50"
+    )
+    config.write_text(text + "default_hooks = dict(checkpoint=dict(interval=12))\n")
+    words = ["train", str(config), "--work-dir", str(config.with_suffix(""))]
+    assert console(words) == 0
+    capsys.readouterr()
+    settings = ["train_cfg.max_iters=14", "model.train_cfg.rcnn.mask_size=0"]
+    assert console([*words, "--resume", "--cfg-options", *settings]) == 2
+    assert "(FCNMaskHead) failed in training step 1: " in capsys.readouterr().err
+
+
+class Coder:
+    """What a head holds, and is no module."""
+
+
+def test_names_of_what_a_module_holds() -> None:
+    head = nn.Linear(2, 2)
+    head.offsets, head.coder = torch.zeros(3), Coder()
+    names = named(nn.Sequential(head))
+    assert names[id(head.coder)] == "0.coder" and names[id(head)] == "0"
+    assert id(True) not in names
+
+
 def test_paths() -> None:
     cfg = dict(
         model=dict(roi_head=dict(bbox_head=[dict(type="A"), dict(type="A", loss=dict(type="L"))])),
@@ -108,3 +139,40 @@ def test_paths() -> None:
     assert by_type("T", cfg, "val") == "val_loader.pipeline.0"
     assert by_type("T", cfg, "train") == by_type("T", cfg, "test") == "train_loader.pipeline.0"
     assert by_type("X", cfg, "") is None
+
+
+RANKS = """
+import os
+from mmdet.registry import TRANSFORMS
+
+@TRANSFORMS.register_module()
+class BadInOneProcess:
+    def __call__(self, results):
+        if os.environ["RANK"] == "1":
+            raise ValueError("a bad picture")
+        return results
+"""
+
+
+@pytest.mark.slow
+def test_each_process_says_what_it_failed_of(short: Callable, tmp_path: Path) -> None:
+    """And the other one not that a part of the config had."""
+    config = short()
+    (tmp_path / "ranks.py").write_text(RANKS)
+    with open(config, "a") as file:
+        file.write("custom_imports = dict(imports=['ltm_det', 'ranks'])\n")
+        file.write("env_cfg = dict(dist_cfg=dict(backend='gloo'))\n")
+    words = ["torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "ltm_det.cli"]
+    words += ["train", str(config), "--work-dir", str(tmp_path / "w"), "--launcher=pytorch"]
+    words += ["--cfg-options", "train_dataloader.dataset.pipeline.4.type=BadInOneProcess"]
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    run = subprocess.run(
+        [sys.executable, "-m", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert run.returncode
+    assert "(BadInOneProcess) failed in training step 1: a bad picture" in run.stderr
+    assert "DistributedDataParallel" not in run.stderr.partition("LTM_DET_TRACEBACK")[0]

@@ -104,9 +104,19 @@ def read(file: Path, root: Path | None = None) -> Split:
     part = next((word for word in ("train", "val", "test") if word in file.stem), file.stem)
     bases = [file.parent, root or file.parent, file.parent.parent]
     bases += [base / "images" for base in bases]
-    folders = bases + [folder for base in bases for folder in sorted(base.glob(f"*{part}*"))]
+    folders = bases + [base / part for base in bases]
     for folder in folders:
         if (folder / name).is_file():
             return Split(coco, folder, file)
+    near = {folder for base in bases for folder in base.glob(f"*{part}*")} - {*folders}
+    found = sorted(folder for folder in near if (folder / name).is_file())
+    if len(found) > 1:
+        raise InputError(
+            f"{name}, the first picture of {file}, is in {' and in '.join(map(str, found))}: "
+            f"call the right one {part!r}"
+        )
+    if found:
+        return Split(coco, found[0], file)
+    folders += sorted(near)
     looked = sorted({str(folder) for folder in folders if folder.is_dir()})
     raise InputError(f"{name}, the first picture of {file}, is in none of {looked}: put it there")

@@ -1,5 +1,6 @@
 """Pascal VOC: Annotations/*.xml with boxes, JPEGImages/, lists of names in ImageSets/Main."""
 
+import glob
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -62,7 +63,7 @@ def split_of(path: Path, trees: list[tuple[Path, Any]], names: list[str]) -> Spl
     for number, (file, tree) in enumerate(trees, start=1):
         try:
             width, height = (int(tree.findtext(f"size/{side}")) for side in ("width", "height"))
-            name = tree.findtext("filename") or f"{file.stem}.jpg"
+            name = picture_of(file, tree, path / "JPEGImages")
             images.append(dict(id=number, file_name=name, height=height, width=width))
             for thing in tree.iterfind("object"):
                 corners = [float(thing.findtext(f"bndbox/{c}")) for c in CORNERS]
@@ -83,6 +84,21 @@ def split_of(path: Path, trees: list[tuple[Path, Any]], names: list[str]) -> Spl
     categories = [dict(id=i, name=name) for i, name in enumerate(names)]
     coco = dict(images=images, annotations=annotations, categories=categories)
     return Split(coco, path / "JPEGImages")
+
+
+def picture_of(file: Path, tree: ElementTree.Element, folder: Path) -> str:
+    """The name of an annotation's picture.
+
+    Raises:
+        InputError: It names another one than that which is called as it is.
+    """
+    name = tree.findtext("filename") or f"{file.stem}.jpg"
+    if Path(name).stem != file.stem:
+        for own in folder.glob(f"{glob.escape(file.stem)}.*"):
+            raise InputError(
+                f"{file} names the picture {name!r}, but {own.name} is there: correct <filename>"
+            )
+    return name
 
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")

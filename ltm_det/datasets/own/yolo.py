@@ -38,6 +38,11 @@ def found_in(path: Path) -> OwnData | None:
         raise InputError(f"{file} is no YAML that can be used: {error}") from error
     if not isinstance(about, dict) or "names" not in about or not about.get("train"):
         raise InputError(f"{file} must have 'names' of the classes and 'train', the pictures")
+    if "kpt_shape" in about:
+        raise InputError(
+            f"{file}: kpt_shape={about['kpt_shape']!r}, its labels are of key points, which no "
+            "detector of ours learns: export the data with boxes or polygons"
+        )
     names = class_names(file, about["names"])
     if about.get("nc", len(names)) != len(names):
         raise InputError(f"{file}: nc={about['nc']!r}, but there are {len(names)} names")
@@ -149,7 +154,7 @@ def rows_of(file: Path, classes: int, width: int, height: int) -> Iterator[dict[
     """
     if not file.is_file():
         return
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(file).removeprefix("\ufeff").splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
