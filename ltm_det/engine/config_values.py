@@ -131,21 +131,29 @@ def check_values(cfg: Any) -> None:
             for name, rule in SCORED.items() if kind_of(metric) == "CocoMetric" else ():
                 if name in metric:
                     rule(f"{split}_evaluator.{name}", metric[name])
-            check_masks(f"{split}_evaluator", metric, cfg.get("model"))
     model = cfg.get("model")
     check_parts(model)
     check_numbers("model", model)
 
 
-def check_masks(name: str, metric: Any, model: Any) -> None:
-    """That a two-stage detector of boxes is not asked for masks, which shows after all pictures."""
+def check_masks(cfg: Any) -> None:
+    """That a two-stage detector of boxes is not asked for masks, which shows after all pictures.
+
+    Raises:
+        InputError: It is.
+    """
+    model = cfg.get("model")
     head = model.get("roi_head") if kind_of(model) in (*FAST, *FAST.values()) else None
-    wanted = metric.get("metric") if isinstance(metric, Mapping) else None
-    listed = wanted if isinstance(wanted, (list, tuple)) else [wanted]
-    if isinstance(head, Mapping) and head.get("mask_head") is None and "segm" in listed:
-        raise InputError(
-            f"{name}.metric={wanted!r}, but model.roi_head has no mask_head: take 'bbox' alone"
-        )
+    if not isinstance(head, Mapping) or head.get("mask_head") is not None:
+        return
+    for name in ("val_evaluator", "test_evaluator"):
+        given = cfg.get(name) or []
+        for metric in given if isinstance(given, (list, tuple)) else [given]:
+            wanted = metric.get("metric")
+            if "segm" in (wanted if isinstance(wanted, (list, tuple)) else [wanted]):
+                raise InputError(
+                    f"{name}.metric={wanted!r}, but model.roi_head has no mask_head: take 'bbox'"
+                )
 
 
 def values_at(part: Any, names: list[str]) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from ltm_det.compat.checkpoint import check_weights as check_weights_file
 from ltm_det.compat.configs import inside_package
 from ltm_det.engine.config_check import check_model, leaf_datasets
 from ltm_det.engine.config_files import override, read_config
-from ltm_det.engine.config_values import check_values
+from ltm_det.engine.config_values import check_masks, check_values
 
 COCO_REMEDY = """\
 Put COCO 2017 where the config looks for it,
@@ -109,11 +109,11 @@ def load_run_config(args: argparse.Namespace, keep: bool = False) -> Config:
     be written over, or with ``keep`` any that is there.
     """
     cfg = load_config(args.config, args.cfg_options)
-    cfg.launcher = args.launcher
-    name = osp.splitext(osp.basename(args.config))[0]
-    cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", name))
-    own = osp.join(cfg.work_dir, osp.basename(args.config))
-    if osp.exists(own) and (keep or osp.samefile(own, args.config)):
+    check_masks(cfg)
+    file, cfg.launcher = osp.basename(args.config), args.launcher
+    usual = osp.join("work_dirs", osp.splitext(file)[0])
+    cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or usual)
+    if osp.exists(own := osp.join(cfg.work_dir, file)) and (keep or osp.samefile(own, args.config)):
         object.__setattr__(cfg, "_filename", None)
     if is_local_main(args.launcher):
         check_output(cfg.work_dir, folder=True)

@@ -244,8 +244,15 @@ sys.exit(command(lambda words: argparse.Namespace(), run)([]))
 
 
 def started(code: str) -> subprocess.Popen:
+    """A process that Ctrl-C ends, also where the tests run in the background, which it does not."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **pipes,
+    )
 
 
 @pytest.mark.slow
