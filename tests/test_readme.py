@@ -43,7 +43,7 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def run(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, tmp_path: Path
 ) -> Callable[[str], subprocess.CompletedProcess]:
     """Runs a command from the repository's root: Python's in this process, which spares the
     imports, a shell's distributed ones on one process."""
@@ -61,7 +61,7 @@ def run(
         return 0
 
     def run(command: str) -> subprocess.CompletedProcess:
-        words = shlex.split(command)
+        words = [str(tmp_path) if word == "WORK_DIR" else word for word in shlex.split(command)]
         while "=" in words[0]:  # NNODES=2 and its like: other machines are not to be had here
             words = words[1:]
         if words[0] in ("python", "ltm-det"):
