@@ -15,6 +15,7 @@ from ltm_det.cli import check_data, own_data, own_run
 from ltm_det.cli.common import command, config_file, new_parser, output_folder
 from ltm_det.compat.checkpoint import BACKBONE, WHOLE, fitting
 from ltm_det.engine import preflight
+from ltm_det.engine.advice import busy_advice
 from ltm_det.engine.building import building
 from ltm_det.engine.classes import check_classes
 from ltm_det.engine.config_values import check_training
@@ -105,7 +106,7 @@ def train(args: argparse.Namespace) -> None:
         own_run.set_up(cfg, args, data, say)
     elif args.precision is not None:
         set_precision(cfg, args.precision)
-    for advice in filter(None, (float16_advice(cfg), preflight.busy_advice())):
+    for advice in filter(None, (float16_advice(cfg), busy_advice())):
         say(advice)
     if local_main:
         preflight.check_weights(cfg)

@@ -77,8 +77,11 @@ def is_local_main(launcher: str) -> bool:
     return int(os.environ.get(LOCAL_RANK[launcher], 0)) == 0
 
 
-def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
-    """The config of a file, overridden by ``--cfg-options``, whose model fits together.
+def load_config(
+    path: str, options: dict[str, Any] | None = None, any_model: bool = False
+) -> Config:
+    """The config of a file, overridden by ``--cfg-options``, whose model fits together, and has a
+    backbone unless it may be ``any_model``.
 
     Raises:
         PreflightError: The config file, or one it inherits from, is missing.
@@ -98,6 +101,10 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     override(cfg, options or {})
     check_values(cfg)
     check_model(cfg)
+    if not any_model and "backbone" not in cfg.model:
+        raise PreflightError(
+            f"{path}: a {cfg.model.type} has no backbone: give a detector's config"
+        )
     return cfg
 
 
@@ -108,7 +115,7 @@ def load_run_config(args: argparse.Namespace, keep: bool = False) -> Config:
     mmengine writes the config there, by the name of its file, or by the time: where that file would
     be written over, or with ``keep`` any that is there.
     """
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, any_model=True)
     check_masks(cfg)
     file, cfg.launcher = osp.basename(args.config), args.launcher
     usual = osp.join("work_dirs", osp.splitext(file)[0])
@@ -286,15 +293,3 @@ def launched(cfg: Config) -> Iterator[None]:
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def busy_advice() -> str:
-    """What to do where a training has to share its processors with others; empty elsewhere."""
-    if get_device() != "cpu" or torch.get_num_threads() == 1 or not hasattr(os, "getloadavg"):
-        return ""
-    load, processors = os.getloadavg()[0], os.cpu_count() or 1
-    words = (
-        f"{processors} processors are busy already (load {load:.1f}): threads that wait for one "
-        "another may make steps many times slower there than OMP_NUM_THREADS=1"
-    )
-    return words if load >= processors else ""

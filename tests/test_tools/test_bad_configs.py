@@ -145,6 +145,23 @@ def test_a_folder(refuses: Callable, tmp_path: Path) -> None:
     assert f"{tmp_path} is a folder: give a config file in it" in refuses("flops", tmp_path)
 
 
+@pytest.mark.parametrize("command", ["flops", "visualize", "predict", "draw", "search", "memory"])
+def test_a_model_without_backbone(command: str, refuses: Callable, tmp_path: Path) -> None:
+    """Such as one that tracks what a detector in it finds."""
+    config, checkpoint, picture = (tmp_path / name for name in ("a.py", "a.pth", "a.png"))
+    config.write_text("model = dict(type='QDTrack', detector=dict(type='FasterRCNN'))\n")
+    torch.save(dict(state_dict={}), checkpoint)
+    picture.touch()
+    words = {
+        "visualize": [checkpoint, picture, "--out-dir", tmp_path / "drawn"],
+        "predict": [checkpoint, "--images", picture, "--out", tmp_path / "found"],
+        "draw": [checkpoint, "--out", tmp_path / "b.png"],
+        "search": [checkpoint, "--budget", 0.5, "--out", tmp_path / "b.py"],
+    }
+    told = refuses(command, config, *words.get(command, []))
+    assert "a QDTrack has no backbone: give a detector's config" in told
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_bad_settings(setting: str, refuses: Callable, swin: Path) -> None:
     told = SETTINGS[setting]

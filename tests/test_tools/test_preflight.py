@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from ltm_det.basics.errors import InputError
-from ltm_det.engine import PreflightError, preflight
+from ltm_det.engine import PreflightError, advice, preflight
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAF = dict(type="CocoDataset", data_root="no/coco", ann_file="a.json", data_prefix=dict(img="i/"))
@@ -207,13 +207,13 @@ def test_amp_and_auto_scale_lr_say_what_they_need(
     [("cpu", 2, 99.0, True), ("cpu", 2, 0.1, False), ("cpu", 1, 99.0, False), ("cuda", 2, 99.0, 0)],
 )
 def test_a_busy_machine_is_told(device, threads, load, told, monkeypatch) -> None:
-    monkeypatch.setattr(preflight, "get_device", lambda: device)
+    monkeypatch.setattr(advice, "get_device", lambda: device)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(preflight.os, "getloadavg", lambda: (load, load, load))
-    monkeypatch.setattr(preflight.os, "cpu_count", lambda: 4)
-    advice = preflight.busy_advice()
-    assert bool(advice) == bool(told)
-    assert not told or "load 99.0" in advice and "OMP_NUM_THREADS=1" in advice
+    monkeypatch.setattr(advice.os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(advice.os, "cpu_count", lambda: 4)
+    words = advice.busy_advice()
+    assert bool(words) == bool(told)
+    assert not told or "load 99.0" in words and "OMP_NUM_THREADS=1" in words
 
 
 @pytest.mark.slow
