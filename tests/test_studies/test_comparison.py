@@ -151,9 +151,16 @@ def test_what_is_no_spec_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demos_spec_is_one_and_its_models_are_counted() -> None:
-    backbones, cells = load_spec(ROOT / "tools/compare_demo.yaml")
-    assert {cell.mode for cell in cells} == {"train", "finetune", "convert", "calibrate"}
+@pytest.mark.parametrize(
+    ("name", "modes"),
+    [
+        ("compare_demo", {"train", "finetune", "convert", "calibrate"}),
+        ("compare_families", {"train", "finetune"}),
+    ],
+)
+def test_our_specs_are_some_and_their_models_are_counted(name: str, modes: set[str]) -> None:
+    backbones, cells = load_spec(ROOT / f"tools/{name}.yaml")
+    assert {cell.mode for cell in cells} == modes
     models = {(c.backbone, json.dumps(c.options.get("merger"))) for c in cells}
     for name, merger in sorted(models):
         merger = json.loads(merger)
