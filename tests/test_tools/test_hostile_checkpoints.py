@@ -63,7 +63,7 @@ def parsed(path: str) -> Config:
     return LOAD_CONFIG(path)
 
 
-def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
+def load_config(path: str, options: dict[str, Any] | None = None, **_: bool) -> Config:
     """A config, parsed once: that would take most of the time."""
     cfg = copy.deepcopy(parsed(path))
     cfg.merge_from_dict(options or {})
