@@ -146,9 +146,11 @@ def untouched(
 
 def _known(kind: type[nn.Module]) -> bool:
     """Also whether its forward comes from where such classes do: nobody has put another there."""
-    room, name, home = kind.__module__, kind.__qualname__, getattr(kind.forward, "__module__", "")
-    if not home.startswith((OURS, *KNOWN)):
-        return False
+    room, name = kind.__module__, kind.__qualname__
+    if not torch.compiler.is_compiling():
+        home = getattr(kind.forward, "__module__", "")
+        if not home.startswith((OURS, *KNOWN)):
+            return False
     if room.startswith(OURS):
         return True
     return any(room.startswith(known) and name in names.split() for known, names in KNOWN.items())
@@ -162,6 +164,8 @@ def is_linear(module: nn.Module) -> bool:
 def altered(module: nn.Module) -> bool:
     """Whether hooks see a module's calls, or it has other methods than its class's, or another way
     to be called."""
+    if torch.compiler.is_compiling():  # which follows no more than this
+        return watched(module) or "forward" in module.__dict__
     own, kind = module.__dict__, cast(Any, type(module))
     return (
         watched(module)
