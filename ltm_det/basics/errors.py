@@ -1,4 +1,7 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and where an error came from."""
+
+from collections.abc import Iterator
+from types import FrameType
 
 TRACEBACK = "LTM_DET_TRACEBACK"  # variable of the environment: 1 shows where errors come from
 
@@ -15,3 +18,11 @@ class InputError(ValueError):
     """
 
     of_a_process = False
+
+
+def frames_of(error: BaseException) -> Iterator[FrameType]:
+    """Of its traceback, the outermost first."""
+    entry = error.__traceback__
+    while entry is not None:
+        yield entry.tb_frame
+        entry = entry.tb_next

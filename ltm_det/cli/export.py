@@ -204,9 +204,9 @@ def run(args: argparse.Namespace) -> int:
     cfg = preflight.load_config(args.config, args.cfg_options)
     preflight.check_checkpoint(args.checkpoint)
     weights = args.out.with_suffix(".bin")
-    check_apart(args.checkpoint, args.out, weights)
     if args.out.suffix == ".xml" and weights.exists() and not args.out.exists():
         raise InputError(f"{weights}, of something else, would be written over: name another --out")
+    check_apart(args.checkpoint, args.out, weights)
     check_lean(cfg.model)
     known: Sequence[str] = ()
     detector = build_detector(cfg)

@@ -25,7 +25,7 @@ from ltm_det.detectors import FAST, check_lean
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
 from ltm_det.engine.classes import check_classes, check_labels
-from ltm_det.prediction.sources import check_apart
+from ltm_det.prediction.sources import check_apart, pictures_of
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py work_dirs/ltm_swin_s_maskrcnn/epoch_36.pth"
 
@@ -81,8 +81,7 @@ def check_pictures(runner: Runner, show_dir: str) -> None:
     Raises:
         InputError: One lies in the folder to paint into.
     """
-    data = runner.test_loop.dataloader.dataset
-    files = [Path(data.get_data_info(i)["img_path"]) for i in range(len(data))]
+    files = pictures_of(runner.test_loop.dataloader.dataset)
     check_apart(files, Path(runner.work_dir) / runner.timestamp / show_dir)
 
 

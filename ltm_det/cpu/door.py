@@ -31,6 +31,7 @@ KNOWN = {
     "timm.layers": "DropPath LayerScale Mlp",
 }
 OURS = "ltm_det."
+ROOMS = (OURS, *KNOWN)
 DTYPES = {torch.float32: HAS_ONEDNN, torch.bfloat16: HAS_BFLOAT16}
 
 Call = Callable[..., Any]
@@ -149,7 +150,7 @@ def _known(kind: type[nn.Module]) -> bool:
     room, name = kind.__module__, kind.__qualname__
     if not torch.compiler.is_compiling():
         home = getattr(kind.forward, "__module__", "")
-        if not home.startswith((OURS, *KNOWN)):
+        if not home.startswith(ROOMS):
             return False
     if room.startswith(OURS):
         return True

@@ -14,12 +14,14 @@ from typing import Any
 import cv2
 import torch
 from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
 from mmengine.registry import build_functions
 from mmengine.runner import runner as runners
 
 from ltm_det.basics.arguments import arguments_of, nearest
-from ltm_det.basics.errors import TRACEBACK, InputError
-from ltm_det.engine.first_step import LOADER, failed_first, read_first
+from ltm_det.basics.errors import TRACEBACK, InputError, frames_of
+from ltm_det.engine.config_files import entries
+from ltm_det.engine.first_step import LOADER, failed_first
 
 BUILD = build_functions.__file__
 # Methods of mmengine's Runner that make parts of themselves, beside those named build_...
@@ -67,7 +69,7 @@ def building(cfg: Any) -> Iterator[None]:
             ) from error
         if frames is None:
             if isinstance(error, InputError):
-                error.of_a_process = True
+                error.of_a_process = not of_a_hook(error)
                 raise
             if (where := failed_first(error, cfg)) is None:
                 raise
@@ -82,30 +84,29 @@ def building(cfg: Any) -> Iterator[None]:
 
 def build_frames(error: BaseException) -> list[FrameType] | None:
     """Frames of registries at work, the innermost last; None where nothing was being built."""
-    frames, at_work, entry = [], False, error.__traceback__
-    while entry is not None:
-        code = entry.tb_frame.f_code
+    frames, at_work = [], False
+    for frame in frames_of(error):
+        code = frame.f_code
         if code.co_filename == BUILD:
             at_work = True
             if code.co_name == "build_from_cfg":
-                frames.append(entry.tb_frame)
+                frames.append(frame)
         elif code.co_filename == runners.__file__:
             at_work = at_work or code.co_name in MAKES or code.co_name.startswith("build_")
         elif code.co_name == "_call_impl" and not at_work:  # a forward pass
             return None
-        entry = entry.tb_next
     return frames if at_work else None
 
 
 def resumes(error: BaseException) -> bool:
     """Whether it was raised while mmengine's runner read the state of a run."""
-    entry = error.__traceback__
-    while entry is not None:
-        code = entry.tb_frame.f_code
-        if code.co_filename == runners.__file__ and code.co_name == "resume":
-            return True
-        entry = entry.tb_next
-    return False
+    codes = (frame.f_code for frame in frames_of(error))
+    return any(c.co_filename == runners.__file__ and c.co_name == "resume" for c in codes)
+
+
+def of_a_hook(error: BaseException) -> bool:
+    """Whether a hook raised it: hooks see the same in all processes."""
+    return any(isinstance(frame.f_locals.get("self"), Hook) for frame in frames_of(error))
 
 
 def told(error: BaseException, cfg: Any, frames: list[FrameType]) -> str:
@@ -172,18 +173,9 @@ def nearest_types(kind: str, registry: Any) -> str:
 def find(part: Any, own: Any) -> str | None:
     """The path within a part of a config to another one, which may be a copy with more in it."""
     for same in (is_same, is_copy, is_alike):
-        todo = [("", part)]
-        while todo:
-            path, value = todo.pop(0)
+        for path, value in entries(part):
             if same(value, own):
                 return path
-            items: Any = ()
-            if isinstance(value, Mapping):
-                items = value.items()
-            elif isinstance(value, (list, tuple)):
-                items = enumerate(value)
-            items = items if path else read_first(items)
-            todo += [(f"{path}.{key}" if path else str(key), below) for key, below in items]
     return None
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ltm_det.basics.arguments import nearest
-from ltm_det.basics.errors import InputError
+from ltm_det.basics.errors import InputError, frames_of
 
 SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
@@ -75,11 +75,10 @@ def circle_of(file: Path, before: tuple[Path, ...]) -> tuple[Path, ...]:
 
 def file_of(error: BaseException, path: str) -> str:
     """The file in which an error came about: the config, or one that it inherits from."""
-    found, entry = path, error.__traceback__
-    while entry is not None:
-        if entry.tb_frame.f_code.co_name == "_file2dict":
-            found = str(entry.tb_frame.f_locals.get("filename", found))
-        entry = entry.tb_next
+    found = path
+    for frame in frames_of(error):
+        if frame.f_code.co_name == "_file2dict":
+            found = str(frame.f_locals.get("filename", found))
     return found
 
 
@@ -89,6 +88,23 @@ def place_in(error: Exception, path: str) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     return f"{file}, line {lines[-1]}" if lines else file
+
+
+def entries(config: Any) -> Iterator[tuple[str, Any]]:
+    """All values of a config, and the paths to them, the outer ones first; variables of its file,
+    which no run reads, after what a run reads."""
+    todo: list[tuple[str, Any]] = [("", config)]
+    while todo:
+        path, value = todo.pop(0)
+        yield path, value
+        items: Any = ()
+        if isinstance(value, Mapping):
+            items = value.items()
+        elif isinstance(value, (list, tuple)):
+            items = enumerate(value)
+        if not path:
+            items = sorted(items, key=lambda item: item[0] not in READ)
+        todo += [(f"{path}.{key}" if path else str(key), below) for key, below in items]
 
 
 def override(cfg: Config, options: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ What mmdet's classes take without a word may break in their first forward pass, 
 Later steps have shown that the config can be run: their errors stay what they are.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -12,7 +12,8 @@ from mmengine.evaluator import Evaluator
 from mmengine.runner import BaseLoop
 from torch import nn
 
-from ltm_det.engine.config_files import READ
+from ltm_det.basics.errors import frames_of
+from ltm_det.engine.config_files import entries
 
 # Steps; in the very first there may be no object, and so nothing that its loss is asked for.
 FIRST = 10
@@ -61,19 +62,6 @@ def failed_first(error: BaseException, cfg: Any) -> str | None:
     return f"{where} failed in {step}"
 
 
-def read_first(items: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """A config's entries, variables of its file, which no run reads, after all others."""
-    return sorted(items, key=lambda item: item[0] not in READ)
-
-
-def frames_of(error: BaseException) -> Iterator[FrameType]:
-    """Of its traceback, the outermost first."""
-    entry = error.__traceback__
-    while entry is not None:
-        yield entry.tb_frame
-        entry = entry.tb_next
-
-
 def part_of(loop: BaseLoop) -> str:
     """What the settings of a loop's data begin with."""
     return "train" if hasattr(loop, "max_iters") else type(loop).__name__[:-4].lower()
@@ -116,16 +104,9 @@ def in_model(name: str, cfg: Mapping) -> str:
 def by_type(kind: str, cfg: Any, first: str) -> str | None:
     """The path to the first part of a config that has a type, those that begin with ``first``
     before all others."""
-    found, todo = [], [("", cfg)]
-    while todo:
-        path, value = todo.pop(0)
-        if isinstance(value, Mapping) and str(value.get("type")).rpartition(".")[2] == kind:
-            found.append(path)
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        items = read_first(items) if not path else items
-        todo += [
-            (f"{path}.{key}" if path else str(key), below)
-            for key, below in items
-            if isinstance(below, (Mapping, list, tuple))
-        ]
+    found = [
+        path
+        for path, value in entries(cfg)
+        if isinstance(value, Mapping) and str(value.get("type")).rpartition(".")[2] == kind
+    ]
     return next((path for path in found if path.startswith(first)), *found[:1] or [None])

@@ -22,6 +22,7 @@ from ltm_det.basics.files import check_name, whole
 from ltm_det.basics.finite import check_finite
 from ltm_det.compat.checkpoint import fitting
 from ltm_det.engine.building import building
+from ltm_det.prediction.sources import pictures_of
 
 PANEL = 320  # pixels that the longer side of a small image is enlarged to: labels stay legible
 
@@ -47,8 +48,7 @@ def predict(model: nn.Module, dataset: Sequence, number: int) -> list[DetDataSam
 
 def check_apart(dataset: Sequence, out: Path) -> None:
     """Raises InputError where a picture to write is one of the data."""
-    for index in range(len(dataset)):
-        path = Path(dataset.get_data_info(index)["img_path"])
+    for path in pictures_of(dataset):
         if path.name == out.name and path.resolve() == out.resolve():
             raise InputError(f"{out} is a picture of the data: name another one to write")
 

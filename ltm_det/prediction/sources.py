@@ -75,6 +75,11 @@ def is_frame(name: str, videos: set[str]) -> bool:
     return found is not None and found[1] in videos
 
 
+def pictures_of(dataset: Any) -> list[Path]:
+    """The files of mmengine's data set."""
+    return [Path(dataset.get_data_info(i)["img_path"]) for i in range(len(dataset))]
+
+
 def check_apart(files: Sequence[Path], out: Path) -> None:
     """That nothing that is read could be written over, labels beside pictures included.
 
