@@ -23,6 +23,7 @@ from ltm_det.basics.files import whole, write_text
 from ltm_det.cli.common import OutputFile, command, new_parser, output_folder
 from ltm_det.engine.preflight import PreflightError, check_data
 from ltm_det.measure.flops import build_backbone
+from ltm_det.measure.machine import machine
 from ltm_det.measure.timing import ratios, time_models
 from ltm_det.studies import pareto
 from ltm_det.studies.comparison import (
@@ -162,9 +163,10 @@ def run_all(
 
 
 def measure_times(
-    cells: Sequence[Cell], backbones: Mapping[str, Backbone], rounds: int, threads: int
+    cells: Sequence[Cell], backbones: Mapping[str, Backbone], rounds: int, threads: int, at: str
 ) -> dict[tuple[str, str], dict[str, object]]:
-    """Each distinct backbone's time against the dense one's: columns of a row, by model."""
+    """Each distinct backbone's time against the dense one's, at a commit: columns of a row, by
+    model."""
     found = {}
     for name, backbone in backbones.items():
         mergers = {model_key(c): c.options.get("merger") for c in cells if c.backbone == name}
@@ -175,8 +177,9 @@ def measure_times(
         print(f"timing {len(models)} backbones of {name}, {rounds} rounds", flush=True)
         times = time_models(models, backbone.time_shape, rounds, threads)
         size = " x ".join(map(str, backbone.time_shape))
-        how = f"{name} at {size}, median of {rounds} rounds, batch 1, float32, CPU, "
-        how += f"{threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
+        how = f"{name} at {size}, median of {rounds} rounds, batch 1, float32, "
+        how += f"{machine('cpu')['cpu']}, {threads} thread{'s' * (threads > 1)}, "
+        how += f"torch {torch.__version__}, commit {at}"
         for key, ratio in ratios(times, base=(name, "null")).items():
             quartiles = f"{ratio.lower:.3f} to {ratio.upper:.3f}"
             time_ratio = round(ratio.median, 4)
@@ -242,7 +245,7 @@ def compare(args: argparse.Namespace) -> int:
     failed = run_all(todo, backbones, args.work_dir, args.jobs, finish)
     if args.time:
         measured = [cell for cell in cells if cell.key in rows]
-        times = measure_times(measured, backbones, args.rounds, args.threads)
+        times = measure_times(measured, backbones, args.rounds, args.threads, settings["commit"])
         for cell in measured:
             rows[cell.key] |= times[model_key(cell)]
         write()

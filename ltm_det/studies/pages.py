@@ -189,6 +189,11 @@ def commits(name: str) -> str:
     return ", ".join(sorted({row["commit"][:7] for row in rows_of(name)}))
 
 
+def timings(name: str) -> str:
+    """Of the rows in a table: how they were timed, each way once."""
+    return "; ".join(dict.fromkeys(row["timing"] for row in rows_of(name)))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gmacs-swin": lambda: gmacs_of_mergers("swin_s_maskrcnn", SWIN),
     "gmacs-vit": lambda: gmacs_of_mergers("vit_b_maskrcnn", VIT),
@@ -219,6 +224,7 @@ VALUES: dict[str, Callable[[], str]] = {
     "demo-box": lambda: f"{load('demo.json')['bbox_mAP']:.2f}",
     "demo-mask": lambda: f"{load('demo.json')['segm_mAP']:.2f}",
     "compare-commits": lambda: commits("compare.csv"),
+    "compare-timings": lambda: timings("compare.csv"),
     "study-commits": lambda: commits("demo_study.csv"),
     "lean-commits": lambda: commits("lean/demo_ltm_swin.csv"),
     "backbone-gmacs": lambda: f"{gmacs('swin_s_maskrcnn')[1] / gmacs('swin_s_maskrcnn')[0]:.2f}",

@@ -12,6 +12,7 @@ import yaml
 from mmengine.config import Config
 
 from ltm_det.cli import compare as compare_command
+from ltm_det.measure.machine import machine
 from ltm_det.studies import pareto, runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,6 +242,8 @@ def test_times_are_measured_at_the_end_and_again(
         (ratio,) = {row["time_ratio"] for row in rows if row["merger"] == merger}
         assert float(ratio) > 0
     assert all("swin at 64 x 64, median of 4 rounds" in row["timing"] for row in rows)
+    assert all(f"{machine('cpu')['cpu']}, 1 thread, torch" in row["timing"] for row in rows)
+    assert all(row["timing"].endswith(", commit abc") for row in rows)
     assert compare(run, options=["--time", "--rounds", 3]) == 0
     assert all("median of 3 rounds" in row["timing"] for row in table(tmp_path))
     text = (tmp_path / "out" / "table.md").read_text()
