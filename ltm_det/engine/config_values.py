@@ -36,6 +36,7 @@ from ltm_det.engine.value_rules import (
     no_thresholds,
     overlap,
     parts,
+    pipeline,
     prefixes,
     steps,
     typed,
@@ -49,7 +50,10 @@ PARTS = dict(
     finest_scale=number(above=0),
     sampling_ratio=whole(-1),
 )
-PARTS_OF = {"AnchorGenerator": dict(scales=POSITIVE, ratios=POSITIVE)}
+PARTS_OF = {
+    "AnchorGenerator": dict(scales=POSITIVE, ratios=POSITIVE),
+    "RandomSampler": dict(num=whole(1), pos_fraction=number(0, most=1)),
+}
 SCORED = dict(
     ann_file=optional(folder_name),
     iou_thrs=no_thresholds,
@@ -63,7 +67,7 @@ DATASET = dict(
     ann_file=optional(folder_name),
     data_prefix=optional(prefixes),
     filter_cfg=optional(mapping),
-    pipeline=many(typed),
+    pipeline=pipeline,
 )
 SPLITS = ("train", "val", "test")
 # Rules by the paths of values; where a config has none, mmengine's default holds.
@@ -128,8 +132,10 @@ def check_values(cfg: Any) -> None:
     for split in SPLITS[1:]:
         given = cfg.get(f"{split}_evaluator") or []
         for metric in given if isinstance(given, (list, tuple)) else [given]:
-            for name, rule in SCORED.items() if kind_of(metric) == "CocoMetric" else ():
-                if name in metric:
+            rules = SCORED if kind_of(metric) == "CocoMetric" else {}
+            for name, rule in rules.items():
+                # the evaluation by several processes takes AP of the last number
+                if name in metric and not (metric.get("use_mp_eval") and name == "proposal_nums"):
                     rule(f"{split}_evaluator.{name}", metric[name])
     model = cfg.get("model")
     check_parts(model)

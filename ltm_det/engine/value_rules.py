@@ -6,6 +6,8 @@ from typing import Any
 from ltm_det.basics.arguments import many, number, optional, whole
 from ltm_det.basics.errors import InputError
 
+# Transforms of mmdet's that take several pictures.
+MIXING = ("Mosaic", "MixUp", "CopyPaste")
 LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET")
 
 
@@ -31,6 +33,17 @@ def typed(name: str, value: Any) -> None:
     kind = value.get("type")
     if not isinstance(kind, (str, type)) or not kind:
         raise InputError(f"{name}.type must be the name of a class, got {kind!r}")
+
+
+def pipeline(name: str, value: Any) -> None:
+    """Of a data set that gives one picture at a time."""
+    many(typed)(name, value)
+    for i, step in enumerate(value):
+        if step["type"] in MIXING:
+            raise InputError(
+                f"{name}[{i}].type={step['type']!r} mixes pictures: put it into the pipeline of a "
+                "MultiImageMixDataset around this data set"
+            )
 
 
 def parts(name: str, value: Any) -> None:

@@ -103,6 +103,8 @@ SETTINGS = {
     "val_dataloader.dataset.pipeline.3.type=None": r"pipeline\[3\].type must be the name",
     "model.roi_head.mask_roi_extractor.roi_layer=3": "model.roi_head.mask_roi_extractor: ",
     "train_dataloader.dataset.filter_cfg=x": "dataset.filter_cfg must be a dict, got 'x'",
+    "train_dataloader.dataset.pipeline.3.type=Mosaic": r"pipeline\[3\].type='Mosaic' mixes",
+    "model.train_cfg.rcnn.sampler.num=0": "sampler.num must be a whole number from 1 on, got 0",
     "model.neck.in_channels.7=1": "--cfg-options .*: model.neck.in_channels is a list of 4: give 0",
 }
 SWIN = "_base_ = '{base}'\nmodel = dict(backbone=dict(type='LTMSwin'))\nimage_size = 64\n"
