@@ -2,11 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
 from ltm_det.cli.common import PICTURES, OutputFile, command, config_file, new_parser
+from ltm_det.deploy.detector import FORMATS
 from ltm_det.engine import preflight
 from ltm_det.engine.classes import check_classes
 from ltm_det.pictures.predictions import contact_sheet
@@ -19,7 +21,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     of = parser.add_argument_group("what is drawn")
     out = parser.add_argument_group("what is written")
     of.add_argument("config", type=config_file, help="config file")
-    of.add_argument("checkpoint", help="checkpoint file or URL")
+    of.add_argument("checkpoint", help="checkpoint file or URL, or an exported detector")
     sheet = OutputFile(*PICTURES)
     out.add_argument("--out", type=sheet, required=True, help="picture to write, such as a.png")
     of.add_argument("--num", type=int, default=6, help="number of images")
@@ -33,10 +35,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int | None:
     cfg = preflight.load_config(args.config, args.cfg_options)
-    preflight.check_checkpoint(args.checkpoint)
-    check_classes(cfg, "val", args.checkpoint)
+    if Path(args.checkpoint).suffix in FORMATS:
+        preflight.check_there(args.checkpoint, "exported detector")
+    else:
+        preflight.check_checkpoint(args.checkpoint)
+        check_classes(cfg, "val", args.checkpoint)
     preflight.check_data(cfg, "val")
     contact_sheet(cfg, args.checkpoint, args.out, args.num, args.score_thr, get_device())
 
 
-main = command(parse, run, preflight.PreflightError)
+main = command(parse, run, preflight.PreflightError, ImportError)

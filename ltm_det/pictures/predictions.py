@@ -21,7 +21,10 @@ from ltm_det.basics.errors import InputError
 from ltm_det.basics.files import check_name, whole
 from ltm_det.basics.finite import check_finite
 from ltm_det.compat.checkpoint import fitting
+from ltm_det.deploy import ExportedDetector
+from ltm_det.deploy.detector import FORMATS
 from ltm_det.engine.building import building
+from ltm_det.engine.classes import check_labels
 from ltm_det.prediction.sources import pictures_of
 
 PANEL = 320  # pixels that the longer side of a small image is enlarged to: labels stay legible
@@ -92,6 +95,22 @@ def enlarge(instances: InstanceData, scale: float) -> InstanceData:
     return large
 
 
+def detector_of(cfg: Config, file: str, device: str) -> nn.Module:
+    """The config's detector with the weights of a checkpoint, or an exported one.
+
+    Raises:
+        InputError: Weights are not finite, or the exported file has other classes than the data.
+        ImportError: The runtime of an exported file is missing.
+    """
+    if Path(file).suffix in FORMATS:
+        exported = ExportedDetector(file, mask_format="bitmap")
+        check_labels(cfg, "val", file, exported.predictor.about["classes"] or ())
+        return exported
+    model = init_detector(cfg, file, device=device)
+    check_finite(model.state_dict(), file)
+    return model
+
+
 def contact_sheet(
     cfg: Config,
     checkpoint: str,
@@ -104,15 +123,14 @@ def contact_sheet(
 
     Args:
         cfg: Config of the detector and of its validation data, whose pipeline loads annotations.
-        checkpoint: File or URL of its weights.
+        checkpoint: File or URL of its weights, or an exported detector.
         out: Picture to write; its suffix chooses the format (.png, .jpg, .pdf).
         number: How many images, spread evenly over the validation data.
         score_thr: Predictions below this score are left out.
-        device: Where the detector runs.
+        device: Where the detector runs; an exported one runs on the CPU.
     """
     with fitting(), building(cfg):
-        model = init_detector(cfg, checkpoint, device=device)
-        check_finite(model.state_dict(), checkpoint)
+        model = detector_of(cfg, checkpoint, device)
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     check_apart(dataset, Path(out))
     visualizer = DetLocalVisualizer(line_width=2, alpha=0.5)

@@ -138,6 +138,13 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, o
 
 
 def commit() -> str:
-    """The commit that runs, marked where files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    """The commit that runs, marked where files differ from it that are no results."""
+    head = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    return f"{head}-dirty" if changed else head
+
+
+def git(*words: str) -> str:
+    """What it prints; nothing where there is no repository."""
+    found = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip()

@@ -102,6 +102,42 @@ def backbone_times() -> str:
     return table(["CPU, two cores", "mmdet", "`LTMSwin`, dense", "merged", "commit"], rows)
 
 
+# Other sizes, batches and forms of backbones on the Intel Xeon: what a file's rows are of.
+FORMS = {
+    "swin_sizes": "Swin-S",
+    "swin_batches": "Swin-S",
+    "swin_bfloat16": "Swin-S",
+    "swin_frozen": "Swin-S",
+    "swin_deployed": "Swin-S",
+    "vit_eager": "ViT-B",
+    "vit_training": "ViT-B",
+}
+PLAIN = dict(batch=1, mode="inference", dtype="float32", how="eager")
+
+
+def backbone_forms() -> str:
+    """By the base's eager time at the size and batch; a form of which nothing ran is left out, and
+    one of several files is the first's."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    owners: dict[tuple[str, ...], str] = {}
+    for name, label in FORMS.items():
+        file = load(f"bench/{name}.json")
+        for row in file["rows"]:
+            if "ratio" not in row:
+                continue
+            other = [f"{row['batch']} images"] if row["batch"] > 1 else []
+            other += [row[key] for key in ("mode", "dtype", "how") if row[key] != PLAIN[key]]
+            size = "{} x {}".format(*row["shape"])
+            key = (f"{label}, {size}{aged(file)}", ", ".join(other))
+            if owners.setdefault(key, name) != name:
+                continue
+            kind = {"dense": 1, "merged": 2}.get(row["model"].removesuffix(f" {row['how']}"), 0)
+            cell = base_of(row) if row["ratio"] == 1 else f"{row['ratio']:.2f}"
+            rows.setdefault(key, [""] * 3)[kind] = cell
+    head = ["backbone", "form", "mmdet's (a ViT: timm's)", "ours, dense", "merged"]
+    return table(head, [[*key, *cells] for key, cells in rows.items()])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "detector-times": detector_times,
     "detector-times-short": lambda: detector_times(FRONT),
@@ -109,4 +145,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "detector-files": detector_files,
     "training-steps": training_steps,
     "backbone-times": backbone_times,
+    "backbone-forms": backbone_forms,
 }

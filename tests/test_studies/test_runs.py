@@ -137,3 +137,24 @@ def test_the_time_left_is_the_means_of_the_modes_shared_out_among_jobs() -> None
     minutes["convert"].append(1.0)
     assert runs.time_left(minutes, ["train", "convert"], 1) == "2 left, about 4 min"
     assert runs.time_left({"train": []}, ["train"], 1) == "1 left"
+
+
+def test_a_commit_is_marked_where_code_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not where results do, which a benchmark writes one after the other."""
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert runs.commit() == ""
+    (tmp_path / "results").mkdir()
+    files = [tmp_path / "code.py", tmp_path / "results" / "a.json"]
+    for file in files:
+        file.write_text("1")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        runs.git(*words)
+    clean = runs.commit()
+    assert len(clean) == 12 and clean == runs.git("rev-parse", "--short=12", "HEAD")
+    files[1].write_text("2")
+    assert runs.commit() == clean
+    files[0].write_text("2")
+    assert runs.commit() == f"{clean}-dirty"

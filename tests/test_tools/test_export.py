@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -84,10 +85,15 @@ def test_a_whole_detector_with_random_weights(
     assert "largest difference: boxes" in printed and "masks" in printed
     assert main("test.py", swin[0], tmp_path / "whole.onnx", "--work-dir", tmp_path) == 0
     assert "segm_mAP" in capsys.readouterr().out
+    sheet = ["--out", tmp_path / "found.png", "--score-thr", LEAST]
+    draw = ("analysis/draw_predictions.py", swin[0], tmp_path / "whole.onnx", *sheet)
+    assert main(*draw) == 0 and cv2.imread(str(tmp_path / "found.png")) is not None
     for classes, told in (("[slab,box]", "in another order"), ("[box]", "finds 2 classes")):
         given = [f"{name}_dataloader.dataset.metainfo.classes={classes}" for name in SPLITS]
         words = ["--work-dir", tmp_path, "--cfg-options", *given]
         assert main("test.py", swin[0], tmp_path / "whole.onnx", *words) == 2
+        assert told in capsys.readouterr().err
+        assert main(*draw, "--cfg-options", *given) == 2
         assert told in capsys.readouterr().err
     assert main("export.py", *swin, *options, "--check", "--image", "no.png") == 2
     assert "no picture can be read from no.png" in capsys.readouterr().err
