@@ -57,7 +57,7 @@ def detector_times(names: Collection[str] = tuple(DETECTORS.values())) -> str:
 
 
 def detector_parts() -> str:
-    found = timed("detector_avx2")
+    found = timed("detector_intel")
     parts = next(iter(found.values()))["parts"]
     rows = [[p, *(f"{1e3 * row['parts'][p]:.0f}" for row in found.values())] for p in parts]
     return table(["ms", *found], rows)
