@@ -11,19 +11,22 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from mmdet.models import RPNHead, SingleRoIExtractor
 from mmdet.models.task_modules import DeltaXYWHBBoxCoder
 from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
 
+from ltm_det.backbones.swin.layers import WindowAttention
+from ltm_det.cpu.door import altered, is_linear
 from ltm_det.detectors import FastRoIExtractor, FastRPNHead
 
 
 @contextmanager
 def traceable():
     """Replaces what is not traced, see above."""
-    decode = DeltaXYWHBBoxCoder.decode
+    decode, plain_attention = DeltaXYWHBBoxCoder.decode, WindowAttention.forward
 
     def of_one_kind(boxes: Tensor, scores: Tensor, kinds: Tensor, nms: Any) -> Tensor:
         boxes = boxes.reshape(-1, 4)  # the graph knows that there are 4
@@ -74,6 +77,35 @@ def traceable():
             out = out.index_put((at,), found)
         return out
 
+    def attention(
+        self: WindowAttention, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """With a product each for queries, keys and values, and the logits' scale in the weights of
+        the queries, so that OpenVINO needs neither a transpose of all three nor a pass to scale."""
+        dropped = type(self.attn_drop) is nn.Dropout and not altered(self.attn_drop)
+        if not (dropped and is_linear(self.qkv)):  # what wraps them is called
+            return plain_attention(self, x, mask, bias)
+        b, w, n, c = x.shape
+        if mask is not None and mask.ndim == 3:
+            mask = mask.repeat(b, 1, 1)[:, None]
+        elif mask is not None:
+            mask = mask.expand(b, w, -1, -1).flatten(0, 1)[:, None]
+        if bias is None:
+            bias = self.position_bias()[None]
+            bias = bias if mask is None else bias + mask
+        else:
+            bias = bias.expand(b, w, -1, -1, -1).flatten(0, 1)
+
+        def heads(part: int, scale: float) -> Tensor:
+            own = slice(part * c, (part + 1) * c)
+            offset = None if self.qkv.bias is None else scale * self.qkv.bias[own]
+            y = F.linear(x, scale * self.qkv.weight[own], offset)
+            return y.reshape(b * w, n, self.num_heads, -1).transpose(1, 2)
+
+        q, k, v = heads(0, self.scale), heads(1, 1.0), heads(2, 1.0)
+        x = (q @ k.transpose(-1, -2) + bias).softmax(-1) @ v
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, w, n, c)))
+
     bbox_head = sys.modules["mmdet.models.roi_heads.bbox_heads.bbox_head"]
     with ExitStack() as stack:
         for place, name, function in (
@@ -85,6 +117,7 @@ def traceable():
             (bbox_head, "multiclass_nms", objects),
             (SingleRoIExtractor, "forward", regions),
             (FastRoIExtractor, "forward", regions),
+            (WindowAttention, "forward", attention),
             (torch.onnx, "is_in_onnx_export", lambda: False),  # mmdet's own forms are gone
         ):
             stack.enter_context(mock.patch.object(place, name, function))

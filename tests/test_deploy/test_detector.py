@@ -12,6 +12,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ltm_det import deploy
+from ltm_det.backbones import LTMSwin
 from ltm_det.deploy.tracing import traceable
 from tests.test_deploy.conftest import CASCADE, LEAST, MANY, MASK, NEAR, SIZE, paste, predict
 
@@ -196,3 +197,23 @@ def test_what_is_not_exported_is_named(
     with pytest.raises(ValueError, match="1 names for 10 classes"):
         deploy.save_detector(detector, images, tmp_path / "a.onnx", classes=["zero"])
     assert not list(tmp_path.iterdir())
+
+
+def test_attention_is_the_same_as_it_is_traced() -> None:
+    """In windows of all images and of one, with a bias of their own, and with a mask or none."""
+    attention = LTMSwin(embed_dims=12, depths=(1,), num_heads=(3,), out_indices=(0,), window_size=4)
+    attention = attention.eval().stages[0].blocks[0].attn.w_msa
+    x = torch.randn(2, 5, 16, 12)
+    masks = [None, *(torch.randn(shape) for shape in ((5, 16, 16), (2, 5, 1, 16)))]
+    bias = torch.randn(1, 5, 3, 16, 16)
+    given = [dict(mask=mask) for mask in masks] + [dict(bias=bias)]
+    with torch.no_grad():
+        expected = [attention(x, **options) for options in given]
+        with traceable():
+            found = [attention(x, **options) for options in given]
+            attention.qkv = nn.Sequential(attention.qkv, nn.ReLU())  # an adapter: it is called
+            adapted = attention(x)
+        own = attention(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(adapted, own)
+    assert not torch.allclose(own, expected[0])
