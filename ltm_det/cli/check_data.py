@@ -33,6 +33,7 @@ from ltm_det.datasets.check.pictures import Seen, check_pictures
 from ltm_det.engine import preflight
 from ltm_det.engine.alike import told_by_main
 from ltm_det.engine.config_check import leaf_datasets
+from ltm_det.engine.config_values import evaluators_of
 
 EXAMPLE = "configs/demo_ltm_swin_maskrcnn.py --split train --fix mended.json"
 FEW = 3  # problems of a kind that the start of a run shows
@@ -160,11 +161,6 @@ def sources_of(cfg: Config, split: str) -> Iterator[Source | str]:
     if cfg.get(f"{split}_cfg") is not None and cfg.get(f"{split}_dataloader") is not None:
         leaves = leaf_datasets(cfg[f"{split}_dataloader"].dataset)
         yield from sources(split, leaves, evaluators_of(cfg, split))
-
-
-def evaluators_of(cfg: Config, split: str) -> list[dict]:
-    given = cfg.get(f"{split}_evaluator") or []
-    return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def look_at(source: Source, pictures: bool = True, workers: int | None = None) -> Checked:

@@ -19,7 +19,7 @@ from ltm_det.basics.files import check_output, write_text
 from ltm_det.basics.finite import check_numbers
 from ltm_det.cli.names import BAD_INPUT, CONSOLE
 from ltm_det.compat.configs import inside_package
-from ltm_det.engine.preflight import is_local_main
+from ltm_det.engine.preflight import PreflightError, is_local_main
 
 # As shells report the signals SIGINT and SIGPIPE.
 INTERRUPTED, NOBODY_READS = 130, 141
@@ -86,6 +86,16 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         self.usage = self.brief().replace("%", "%%")
         return super().format_help()
+
+
+def check_fixed(file: str, options: Mapping[str, Any] | None) -> None:
+    """Raises PreflightError where ``--cfg-options`` would change an exported detector's model."""
+    fixed = [key for key in options or () if key.partition(".")[0] == "model"]
+    if fixed:
+        raise PreflightError(
+            f"{file} is a whole detector, which {sorted(fixed)} cannot change: export it with "
+            "these --cfg-options"
+        )
 
 
 def device(text: str) -> str:

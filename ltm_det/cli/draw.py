@@ -7,7 +7,14 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
-from ltm_det.cli.common import PICTURES, OutputFile, command, config_file, new_parser
+from ltm_det.cli.common import (
+    PICTURES,
+    OutputFile,
+    check_fixed,
+    command,
+    config_file,
+    new_parser,
+)
 from ltm_det.deploy.detector import FORMATS
 from ltm_det.engine import preflight
 from ltm_det.engine.classes import check_classes
@@ -36,6 +43,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int | None:
     cfg = preflight.load_config(args.config, args.cfg_options)
     if Path(args.checkpoint).suffix in FORMATS:
+        check_fixed(args.checkpoint, args.cfg_options)
         preflight.check_there(args.checkpoint, "exported detector")
     else:
         preflight.check_checkpoint(args.checkpoint)

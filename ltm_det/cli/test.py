@@ -18,13 +18,22 @@ from mmengine.runner import Runner
 
 from ltm_det.basics.files import whole
 from ltm_det.cli.check_data import add_options, before_run
-from ltm_det.cli.common import OutputFile, command, config_file, new_parser, output_folder
+from ltm_det.cli.common import (
+    OutputFile,
+    check_fixed,
+    command,
+    config_file,
+    new_parser,
+    output_folder,
+)
 from ltm_det.compat.checkpoint import fitting
 from ltm_det.deploy.detector import FORMATS
 from ltm_det.detectors import FAST, check_lean
 from ltm_det.engine import preflight
 from ltm_det.engine.building import building
 from ltm_det.engine.classes import check_classes, check_labels
+from ltm_det.engine.config_check import kind_of
+from ltm_det.engine.config_values import evaluators_of
 from ltm_det.prediction.sources import check_apart, pictures_of
 
 EXAMPLE = "configs/ltm_swin_s_maskrcnn.py work_dirs/ltm_swin_s_maskrcnn/epoch_36.pth"
@@ -104,12 +113,7 @@ def use_file(cfg: Config, args: argparse.Namespace) -> None:
         PreflightError: What was asked for has been fixed when the file was written, or several
             processes.
     """
-    fixed = [key for key in args.cfg_options or () if key.partition(".")[0] == "model"]
-    if fixed:
-        raise preflight.PreflightError(
-            f"{args.checkpoint} is a whole detector, which {sorted(fixed)} cannot change: export "
-            "it with these --cfg-options"
-        )
+    check_fixed(args.checkpoint, args.cfg_options)
     if args.launcher != "none":
         raise preflight.PreflightError(
             "an exported detector is tested in one process: no --launcher"
@@ -121,9 +125,7 @@ def use_file(cfg: Config, args: argparse.Namespace) -> None:
 
 def mask_format(cfg: Config, args: argparse.Namespace) -> str:
     """Run lengths where COCO's evaluation alone reads the masks, maps of the images otherwise."""
-    given = cfg.test_evaluator
-    metrics = given if isinstance(given, (list, tuple)) else [given]
-    kinds = {str(metric.get("type")).removeprefix("mmdet.") for metric in metrics}
+    kinds = {kind_of(metric) for metric in evaluators_of(cfg, "test")}
     draws = ((cfg.get("default_hooks") or {}).get("visualization") or {}).get("draw", False)
     read = args.out is not None or args.show or args.show_dir or draws
     return "rle" if kinds == {"CocoMetric"} and not read else "bitmap"

@@ -59,6 +59,8 @@ SCORED = dict(
     iou_thrs=no_thresholds,
     proposal_nums=detections,
 )
+# By several processes, where AP is that of the last number.
+SCORED_BY_MANY = SCORED | dict(proposal_nums=many(whole(1)))
 PROPOSALS = dict(nms_pre=limit, max_per_img=limit, nms=overlap, min_bbox_size=number(0))
 LOADER = dict(batch_size=whole(1), num_workers=whole(), dataset=typed, sampler=typed)
 DATASET = dict(
@@ -130,12 +132,11 @@ def check_values(cfg: Any) -> None:
                 if name in leaf:
                     rule(f"{split}_dataloader.dataset.{name}", leaf[name])
     for split in SPLITS[1:]:
-        given = cfg.get(f"{split}_evaluator") or []
-        for metric in given if isinstance(given, (list, tuple)) else [given]:
-            rules = SCORED if kind_of(metric) == "CocoMetric" else {}
-            for name, rule in rules.items():
-                # the evaluation by several processes takes AP of the last number
-                if name in metric and not (metric.get("use_mp_eval") and name == "proposal_nums"):
+        for metric in evaluators_of(cfg, split):
+            if kind_of(metric) != "CocoMetric":
+                continue
+            for name, rule in (SCORED_BY_MANY if metric.get("use_mp_eval") else SCORED).items():
+                if name in metric:
                     rule(f"{split}_evaluator.{name}", metric[name])
     model = cfg.get("model")
     check_parts(model)
@@ -152,14 +153,20 @@ def check_masks(cfg: Any) -> None:
     head = model.get("roi_head") if kind_of(model) in (*FAST, *FAST.values()) else None
     if not isinstance(head, Mapping) or head.get("mask_head") is not None:
         return
-    for name in ("val_evaluator", "test_evaluator"):
-        given = cfg.get(name) or []
-        for metric in given if isinstance(given, (list, tuple)) else [given]:
+    for split in SPLITS[1:]:
+        for metric in evaluators_of(cfg, split):
             wanted = metric.get("metric")
             if "segm" in (wanted if isinstance(wanted, (list, tuple)) else [wanted]):
                 raise InputError(
-                    f"{name}.metric={wanted!r}, but model.roi_head has no mask_head: take 'bbox'"
+                    f"{split}_evaluator.metric={wanted!r}, but model.roi_head has no mask_head: "
+                    "take 'bbox'"
                 )
+
+
+def evaluators_of(cfg: Any, split: str) -> list[Any]:
+    """The metrics of a split, of which there may be one alone."""
+    given = cfg.get(f"{split}_evaluator") or []
+    return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def values_at(part: Any, names: list[str]) -> Iterator[Any]:

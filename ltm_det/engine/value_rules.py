@@ -5,6 +5,7 @@ from typing import Any
 
 from ltm_det.basics.arguments import many, number, optional, whole
 from ltm_det.basics.errors import InputError
+from ltm_det.engine.config_check import kind_of
 
 # Transforms of mmdet's that take several pictures.
 MIXING = ("Mosaic", "MixUp", "CopyPaste")
@@ -39,7 +40,7 @@ def pipeline(name: str, value: Any) -> None:
     """Of a data set that gives one picture at a time."""
     many(typed)(name, value)
     for i, step in enumerate(value):
-        if step["type"] in MIXING:
+        if kind_of(step) in MIXING:
             raise InputError(
                 f"{name}[{i}].type={step['type']!r} mixes pictures: put it into the pipeline of a "
                 "MultiImageMixDataset around this data set"

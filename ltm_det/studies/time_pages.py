@@ -118,24 +118,24 @@ PLAIN = dict(batch=1, mode="inference", dtype="float32", how="eager")
 def backbone_forms() -> str:
     """By the base's eager time at the size and batch; a form of which nothing ran is left out, and
     one of several files is the first's."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    owners: dict[tuple[str, ...], str] = {}
+    rows: dict[tuple[str, ...], tuple[str, list[str]]] = {}
     for name, label in FORMS.items():
         file = load(f"bench/{name}.json")
+        mark = aged(file)
         for row in file["rows"]:
             if "ratio" not in row:
                 continue
             other = [f"{row['batch']} images"] if row["batch"] > 1 else []
             other += [row[key] for key in ("mode", "dtype", "how") if row[key] != PLAIN[key]]
             size = "{} x {}".format(*row["shape"])
-            key = (f"{label}, {size}{aged(file)}", ", ".join(other))
-            if owners.setdefault(key, name) != name:
-                continue
-            kind = {"dense": 1, "merged": 2}.get(row["model"].removesuffix(f" {row['how']}"), 0)
-            cell = base_of(row) if row["ratio"] == 1 else f"{row['ratio']:.2f}"
-            rows.setdefault(key, [""] * 3)[kind] = cell
+            owner, cells = rows.setdefault(
+                (f"{label}, {size}{mark}", ", ".join(other)), (name, [""] * 3)
+            )
+            if owner == name:
+                kind = {"dense": 1, "merged": 2}.get(row["model"], 0)
+                cells[kind] = base_of(row) if row["ratio"] == 1 else f"{row['ratio']:.2f}"
     head = ["backbone", "form", "mmdet's (a ViT: timm's)", "ours, dense", "merged"]
-    return table(head, [[*key, *cells] for key, cells in rows.items()])
+    return table(head, [[*key, *cells] for key, (_, cells) in rows.items()])
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -1,6 +1,5 @@
 """Checks of a config's values against all configs that mmdet comes with."""
 
-import inspect
 from pathlib import Path
 
 import mmdet
@@ -11,7 +10,7 @@ from ltm_det.basics.errors import InputError
 from ltm_det.engine.config_check import check_model
 from ltm_det.engine.config_values import check_masks, check_values
 
-CONFIGS = Path(inspect.getfile(mmdet)).parent / ".mim/configs"
+CONFIGS = Path(mmdet.__file__).parent / ".mim/configs"
 
 
 @pytest.mark.slow
@@ -31,3 +30,11 @@ def test_none_is_refused() -> None:
         except InputError as error:
             refused.append(f"{file.name}: {error}")
     assert read > 800 and not refused
+
+
+def test_numbers_of_an_evaluation_by_several_processes_are_numbers() -> None:
+    """100 need not be among them, as in V3Det's configs."""
+    metric = dict(type="CocoMetric", use_mp_eval=True, proposal_nums=[300])
+    check_values(dict(val_evaluator=metric))
+    with pytest.raises(InputError, match=r"val_evaluator.proposal_nums\[0\] must be a whole"):
+        check_values(dict(val_evaluator=[dict(metric, proposal_nums=["x"])]))

@@ -88,6 +88,8 @@ def test_a_whole_detector_with_random_weights(
     sheet = ["--out", tmp_path / "found.png", "--score-thr", LEAST]
     draw = ("analysis/draw_predictions.py", swin[0], tmp_path / "whole.onnx", *sheet)
     assert main(*draw) == 0 and cv2.imread(str(tmp_path / "found.png")) is not None
+    assert main(*draw, "--cfg-options", "model.test_cfg.rcnn.score_thr=0.9") == 2
+    assert "export it with these" in capsys.readouterr().err
     for classes, told in (("[slab,box]", "in another order"), ("[box]", "finds 2 classes")):
         given = [f"{name}_dataloader.dataset.metainfo.classes={classes}" for name in SPLITS]
         words = ["--work-dir", tmp_path, "--cfg-options", *given]
