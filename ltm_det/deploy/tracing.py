@@ -24,8 +24,12 @@ from ltm_det.detectors import FastRoIExtractor, FastRPNHead
 
 
 @contextmanager
-def traceable():
-    """Replaces what is not traced, see above."""
+def traceable(any_size: bool = False):
+    """Replaces what is not traced, see above.
+
+    Args:
+        any_size: Whether sizes are free, so that nobody knows how many anchors a map has.
+    """
     decode, plain_attention = DeltaXYWHBBoxCoder.decode, WindowAttention.forward
 
     def of_one_kind(boxes: Tensor, scores: Tensor, kinds: Tensor, nms: Any) -> Tensor:
@@ -67,15 +71,13 @@ def traceable():
     def regions(self: SingleRoIExtractor, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
         maps = maps[: self.num_inputs]
         levels = self.map_roi_levels(rois, len(maps))
-        size = self.roi_layers[0].output_size
-        out = maps[0].new_zeros(rois.shape[0], self.out_channels, *size)
+        size, places, found = self.roi_layers[0].output_size, [], []
         for level, (layer, x) in enumerate(zip(self.roi_layers, maps, strict=True)):
             at = (levels == level).nonzero().squeeze(1)
-            found = torchvision.ops.roi_align(
-                x, rois[at], size, layer.spatial_scale, layer.sampling_ratio, layer.aligned
-            )
-            out = out.index_put((at,), found)
-        return out
+            options = layer.spatial_scale, layer.sampling_ratio, layer.aligned
+            found.append(torchvision.ops.roi_align(x, rois[at], size, *options))
+            places.append(at)
+        return torch.cat(found)[torch.cat(places).argsort()]
 
     def attention(
         self: WindowAttention, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
@@ -112,8 +114,6 @@ def traceable():
             (DeltaXYWHBBoxCoder, "decode", clipped),
             (RPNHead, "_bbox_post_process", proposals),
             (FastRPNHead, "_bbox_post_process", proposals),
-            # a sort serves maps of fewer anchors as well
-            (FastRPNHead, "_predict_by_feat_single", RPNHead._predict_by_feat_single),
             (bbox_head, "multiclass_nms", objects),
             (SingleRoIExtractor, "forward", regions),
             (FastRoIExtractor, "forward", regions),
@@ -121,4 +121,7 @@ def traceable():
             (torch.onnx, "is_in_onnx_export", lambda: False),  # mmdet's own forms are gone
         ):
             stack.enter_context(mock.patch.object(place, name, function))
+        if any_size:  # a sort serves maps of fewer anchors than go on as well
+            sort = RPNHead._predict_by_feat_single
+            stack.enter_context(mock.patch.object(FastRPNHead, "_predict_by_feat_single", sort))
         yield

@@ -155,7 +155,7 @@ def trace(
     """
     objects = {n: {0: "masked" if n == "masks" else "objects"} for n in model.names}
     names = ["images", *(f"map{i}" for i in range(len(inputs) - 1))]
-    with torch.no_grad(), traceable(), warnings.catch_warnings():
+    with torch.no_grad(), traceable(any_size=bool(free)), warnings.catch_warnings():
         # of branches on sizes, which one file has one of
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         # of indices that may be negative, and of slices that are not folded: here none is

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ltm_det.basics.arguments import checked, choice, is_number
 from ltm_det.basics.errors import InputError
-from ltm_det.detectors.convolutions import FastConv2d
+from ltm_det.cpu import door
+from ltm_det.detectors.convolutions import FastConv2d, FastConvModule
 from ltm_det.detectors.rpn import FastRPNHead
 
-FINEST = ("whole", "half", "none")
+FINEST = ("whole", "strided", "half", "none")
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Recipe:
     Args:
         proposals: At most so many regions go to the box heads. None: as many as ``test_cfg`` says.
         rpn_finest: What the RPN sees of the finest map, which has three quarters of all cells:
-            'whole'; 'half', means of 2 x 2 cells, with its anchors in their middle; or 'none', and
-            no anchors of that size.
+            'whole'; 'strided', the same at every second row and column, and the anchors there;
+            'half', means of 2 x 2 cells, with its anchors in their middle; or 'none', and no
+            anchors of that size.
         neck_finest: The output convolution of the finest map is computed on a grid whose sides are
             by so much shorter, such as 5 / 7, that of windows whose 7 x 7 tokens were merged into
             5 x 5.
@@ -123,7 +125,7 @@ class Recipe:
 
 
 # What costs next to nothing without training; see results/lean for the rest.
-LEAN = Recipe(proposals=300, mask_score=0.1)
+LEAN = Recipe(proposals=300, mask_score=0.1, rpn_finest="strided")
 
 
 class CoarseConv2d(FastConv2d):
@@ -148,7 +150,7 @@ class LeanRPNHead(FastRPNHead):
     """mmdet's ``RPNHead`` that sees less of the finest map, see :class:`Recipe`.
 
     Args:
-        finest: 'half' or 'none'; weights are the same.
+        finest: 'strided', 'half' or 'none'; weights are the same.
 
     Raises:
         InputError: Anchors are not of mmdet's ``AnchorGenerator``.
@@ -165,13 +167,35 @@ class LeanRPNHead(FastRPNHead):
         first, *rest = x
         if self.finest == "half":
             rest = [F.avg_pool2d(first, 2, ceil_mode=True), *rest]
-        return super().forward(tuple(rest))
+        logits, deltas = super().forward(tuple(rest))
+        if self.finest == "strided":
+            own = self.every_second(first)
+            logits, deltas = ([y, *others] for y, others in zip(own, (logits, deltas)))
+        return logits, deltas
+
+    def every_second(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of what ``forward_single`` makes of (B, C, H, W), the even rows and columns."""
+        stacked = type(self.rpn_conv) is nn.Sequential and not door.altered(self.rpn_conv)
+        *before, last = self.rpn_conv if stacked else [self.rpn_conv]
+        for layer in before:
+            x = layer(x)
+        conv = last.conv if is_relu_of_conv(last) else last
+        x = conv.strided(x) if type(conv) is FastConv2d else last(x)[..., ::2, ::2]
+        x = F.relu(x)
+        return self.rpn_cls(x), self.rpn_reg(x)
+
+
+def is_relu_of_conv(layer: nn.Module) -> bool:
+    """Whether it is a convolution and ReLU, nothing else, and nobody watches."""
+    known = type(layer) is FastConvModule and not door.altered(layer)
+    return known and not layer.with_norm and layer.joins(norm=False, activate=True)
 
 
 def lean_anchors(cfg: Any, finest: str) -> Any:
     """An anchor generator's config for maps of which the finest is halved, or missing.
 
-    Anchors keep their sizes; of a halved map they lie in the middle of four former ones.
+    Anchors keep their sizes; of a strided map they are every second one along each side, of a
+    halved one they lie in the middle of four former ones.
     """
     if str(cfg["type"]).removeprefix("mmdet.") != "AnchorGenerator":
         raise InputError(f"lean.rpn_finest is of an AnchorGenerator, not a {cfg['type']}")
@@ -180,9 +204,10 @@ def lean_anchors(cfg: Any, finest: str) -> Any:
     sizes = list(cfg.get("base_sizes") or strides)
     offset = cfg.pop("center_offset", 0.0)
     centers = list(cfg.get("centers") or [(offset * size, offset * size) for size in sizes])
-    if finest == "half":
+    if finest in ("strided", "half"):
         step, (x, y) = strides[0], centers[0]
-        strides[0], centers[0] = 2 * step, (x + step / 2, y + step / 2)
+        moved = step / 2 if finest == "half" else 0.0
+        strides[0], centers[0] = 2 * step, (x + moved, y + moved)
     else:
         strides, sizes, centers = strides[1:], sizes[1:], centers[1:]
     cfg.update(strides=strides, base_sizes=sizes, centers=centers)

@@ -8,6 +8,7 @@ from ltm_det.detectors.lean import LEAN, Recipe
 PARTS: list[tuple[str, Any]] = [
     ("proposals", 300),
     ("proposals", 100),
+    ("rpn_finest", "strided"),
     ("rpn_finest", "half"),
     ("rpn_finest", "none"),
     ("neck_finest", 5 / 7),

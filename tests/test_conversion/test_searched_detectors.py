@@ -87,7 +87,7 @@ def test_units_are_those_of_the_backbone_and_the_heads(searched: SearchedDetecto
     assert set(searched.backbones.units) < set(searched.units)
     heads = {name: own for name, own in searched.units.items() if name.startswith("lean.")}
     assert {f"lean.{name}" for name in asdict(Recipe())} == heads.keys()
-    assert heads["lean.rpn_finest"] == ["exact", "half", "none"]
+    assert heads["lean.rpn_finest"] == ["exact", "strided", "half", "none"]
     assert all(own[0] == "exact" for own in heads.values())
 
 

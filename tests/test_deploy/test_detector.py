@@ -36,6 +36,7 @@ ALL_CLASSES = {"model.roi_head.mask_head.class_agnostic": False}
         (MASK, {}),
         (MASK, BOXES_ONLY),
         (MASK, {**ALL_CLASSES, "model.type": "FastMaskRCNN"}),
+        (MASK, {"model.type": "FastMaskRCNN", "model.lean": dict(rpn_finest="strided")}),
         ("demo_vit_maskrcnn.py", {}),
         ("demo_vit_maskrcnn.py", BOXES_ONLY),
         (MASK, {"model.test_cfg.rcnn.nms.class_agnostic": True}),

@@ -12,6 +12,7 @@ from mmdet.utils import register_all_modules
 from mmengine.structures import InstanceData
 from pycocotools import mask as coco
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ltm_det.detectors import FAST, LEAN, LeanRPNHead, Recipe
 from ltm_det.detectors.lean import CoarseConv2d, lean_anchors
@@ -69,7 +70,8 @@ def test_what_a_config_may_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rpn_finest"), [("mask", "half"), ("faster", "none"), ("cascade", "half")]
+    ("name", "rpn_finest"),
+    [("mask", "half"), ("faster", "none"), ("cascade", "half"), ("mask", "strided")],
 )
 def test_names_and_training(build, name: str, rpn_finest: str) -> None:
     """Weights are mmdet's, and all of them learn."""
@@ -112,6 +114,44 @@ def test_an_rpn_without_the_finest_map(build) -> None:
     for level, anchors in enumerate(own, start=1):
         expected = given.single_level_grid_priors(maps[level].shape[2:], level, device="cpu")
         assert torch.equal(anchors, expected)
+
+
+@pytest.mark.parametrize("convs", [1, 2])
+@pytest.mark.parametrize("change", ["nothing", "hook", "adapter"])
+def test_a_strided_rpn(build, convs: int, change: str) -> None:
+    """Gives every second cell of what it gives, with the anchors there, and the same gradients."""
+    small = small_model("faster")
+    small.rpn_head.num_convs = convs
+    torch.manual_seed(0)
+    heads = []
+    for lean in ({}, dict(rpn_finest="strided")):
+        cfg = copy.deepcopy(small)
+        cfg.update(type="FastFasterRCNN", lean=lean)
+        heads.append(MODELS.build(cfg).rpn_head.eval())
+    whole, lean = heads
+    lean.load_state_dict(whole.state_dict())
+    seen = []
+    for head in heads:
+        last = head.rpn_conv if convs == 1 else head.rpn_conv[-1].conv
+        if change == "hook":
+            last.register_forward_hook(lambda *_: seen.append(1))
+        elif change == "adapter":
+            parametrize.register_parametrization(last, "weight", nn.Tanh())
+    maps = [torch.randn(2, 32, *size, requires_grad=True) for size in ((41, 50), (21, 25))]
+    own = [[x for part in head(tuple(maps)) for x in part] for head in heads]
+    expected = [own[0][0][..., ::2, ::2], own[0][1], own[0][2][..., ::2, ::2], own[0][3]]
+    close(own[1], expected)
+    assert len(seen) == (4 if change == "hook" else 0)
+    grads = [
+        torch.autograd.grad(sum(x.square().sum() for x in y), maps) for y in (own[1], expected)
+    ]
+    close(grads[0], grads[1])
+    with torch.no_grad():
+        close([x for part in lean(tuple(maps)) for x in part], expected)
+    of, fine = (head.prior_generator.single_level_grid_priors for head in (lean, whole))
+    assert torch.equal(of((21, 25), 1, device="cpu"), fine((21, 25), 1, device="cpu"))
+    expected = fine((41, 50), 0, device="cpu").view(41, 50, -1)[::2, ::2]
+    assert torch.equal(of((21, 25), 0, device="cpu").view(21, 25, -1), expected)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ltm_det.detectors import FastRPNHead
-from ltm_det.detectors.rpn import best_anchors, level_nms
+from ltm_det.detectors.rpn import best_anchors, highest, level_nms
 
 CELLS = [(20, 32), (10, 16), (5, 8), (3, 4), (2, 2)]  # of each map
 SIZE = (80, 128)
@@ -84,6 +84,14 @@ def test_the_best_anchors_are_those_of_a_sort() -> None:
     assert torch.equal(best.flatten(), logits.permute(1, 2, 0).flatten()[order])
     assert torch.equal(moves[:, 0].t(), deltas.permute(1, 2, 0).reshape(60, 4)[order])
     assert torch.equal(kept, priors[order])
+
+
+@pytest.mark.parametrize(("anchors", "most"), [(1000, 7), (1001, 9), (100, 99), (64, 64), (50, 1)])
+def test_the_highest_are_those_of_a_sort(anchors: int, most: int) -> None:
+    """In groups of several sizes, whole ones and not."""
+    scores = torch.rand(anchors)
+    expected = scores.argsort(descending=True)[:most]
+    assert torch.equal(highest(scores, most), expected)
 
 
 def test_boxes_of_two_levels_do_not_compete() -> None:
