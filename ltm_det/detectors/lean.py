@@ -125,7 +125,7 @@ class Recipe:
 
 
 # What costs next to nothing without training; see results/lean for the rest.
-LEAN = Recipe(proposals=300, mask_score=0.1, rpn_finest="strided")
+LEAN = Recipe(proposals=300, mask_score=0.1)
 
 
 class CoarseConv2d(FastConv2d):
