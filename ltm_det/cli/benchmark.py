@@ -284,7 +284,9 @@ def run(args: argparse.Namespace) -> int | None:
         )
     if args.json is not None:
         given = {key: getattr(args, key) for key in ("config", "base", "rounds", "warm_up")}
-        given |= dict(command=typed(), commit=commit(), code=timed_code(cfg), machine=place)
+        given |= dict(
+            command=typed(), commit=commit(), code=timed_code(cfg, args.part), machine=place
+        )
         write_json(args.json, given | result)
     if args.plot is not None:
         title = f"{args.config}, base {args.base}; {title}"

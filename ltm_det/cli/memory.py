@@ -107,7 +107,7 @@ def write(cfg: Config, args: argparse.Namespace, device: str, **found: object) -
     result = dict(
         command=typed(),
         commit=commit(),
-        code=timed_code(cfg),
+        code=timed_code(cfg, "detector" if args.picture else "backbone"),
         config=args.config,
         torch=torch.__version__,
         device=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,

@@ -26,12 +26,6 @@ class FastConv2d(nn.Conv2d):
             return F.relu(self(x))
         return convolutions.conv3x3(x, self.weight, self.bias, relu=True)
 
-    def strided(self, x: Tensor) -> Tensor:
-        """The even rows and columns of self(x), computed alone where nothing watches."""
-        if not (self.usual and door.untouched(self)):
-            return self(x)[..., ::2, ::2]
-        return F.conv2d(x, self.weight, self.bias, stride=2, padding=1)
-
     def serves(self, x: Tensor) -> bool:
         """Whether ``x`` goes the fast way."""
         if torch.is_grad_enabled() or not door.fast(x) or torch.compiler.is_compiling():

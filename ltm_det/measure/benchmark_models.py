@@ -58,10 +58,12 @@ def our_type(cfg: Config) -> str:
     return OURS[kind]
 
 
-def timed_code(cfg: Config) -> dict[str, Any]:
-    """What a pass of the config's detector runs, see :func:`ltm_det.measure.code.code_of`."""
+def timed_code(cfg: Config, part: str) -> dict[str, Any]:
+    """What a pass of the config's 'backbone' or 'detector' runs, see
+    :func:`ltm_det.measure.code.code_of`."""
     family = MODELS.get(our_type(cfg)).__module__.split(".")[-2]
-    return code_of(files_run([f"backbones/{family}", "cpu", "detectors", "merging", "necks"]))
+    rest = ["detectors", "necks"] if part == "detector" else []
+    return code_of(files_run([f"backbones/{family}", "cpu", "merging", *rest]))
 
 
 def model_config(cfg: Config, name: str) -> Config:

@@ -67,7 +67,7 @@ def main() -> None:
         rows.append(row)
     if args.json is not None:
         command = shlex.join(["python", *sys.argv])
-        about = dict(command=command, commit=commit(), code=timed_code(cfg))
+        about = dict(command=command, commit=commit(), code=timed_code(cfg, "backbone"))
         write_text(args.json, json.dumps(dict(about, rows=rows), indent=1) + "\n")
 
 
