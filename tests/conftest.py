@@ -20,7 +20,7 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import runner
 from mmengine.visualization import Visualizer
 
-from ltm_det.cpu import products
+from ltm_det.cpu import convolutions, products
 
 ROOT = Path(__file__).parents[1]
 HIDE = """
@@ -84,6 +84,12 @@ def run_python() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def narrow_convolutions_go_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wide ones do, though it does not pay there."""
+    monkeypatch.setattr(convolutions, "FEW_CHANNELS", 2 * convolutions.INPUT)
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,9 @@
 Trains, fine-tunes or converts every cell of the matrix that OUT has no row for yet, evaluates it,
 counts its backbone, and adds its row; so an interrupted matrix goes on where it stopped. Each run
 is a process with one thread. The grammar of the spec stands in ltm_det/studies/comparison.py.
-Beside OUT.csv go OUT.md, its tables, and OUT.png and OUT_convert.png, AP against
-cost.
+Beside OUT.csv go OUT.md, its tables, OUT.png and OUT_convert.png, AP against cost, and
+OUT_intervals.csv: differences of trained detectors, with the 95 % of a bootstrap over seeds and
+pictures.
 
 A dense detector that others start from keeps its checkpoint in its folder of the work directory,
 BACKBONE-train-dense-1-seedN; one put there from elsewhere, with its logs, is not trained again.
@@ -41,6 +42,7 @@ from ltm_det.studies.comparison_configs import (
     model_config,
     training_config,
 )
+from ltm_det.studies.comparison_intervals import write_intervals
 from ltm_det.studies.comparison_tables import (
     COLUMNS,
     NOT_MEASURED,
@@ -79,7 +81,7 @@ def train(cell: Cell, backbone: Backbone, work_dir: Path) -> dict[str, object]:
     second = ["train", from_root(config), "--work-dir", from_root(folder)]
     minutes = NOT_MEASURED
     with READING:
-        cfg = training_config(backbone, cell, start)
+        cfg = training_config(backbone, cell, start, folder)
         there = trained(folder, cfg)
         if not there:
             with whole(config) as part:
@@ -254,6 +256,9 @@ def compare(args: argparse.Namespace) -> int:
         path = args.out.with_name(f"{args.out.stem}{ending}.png")
         if pareto.draw(found, panels, path):
             print(f"drawn: {path}")
+    if args.draws:
+        table = args.out.with_name(f"{args.out.stem}_intervals.csv")
+        write_intervals(table, cells, backbones, args.work_dir, args.draws)
     print(f"{len(rows)} rows in {args.out}" + f"; {failed} runs FAILED" * bool(failed))
     return int(failed > 0)
 
@@ -273,7 +278,12 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     times.add_argument("--time", action="store_true", help="measure times at the end, again if so")
     times.add_argument("--rounds", type=int, default=30, help="of --time (default: 30)")
     times.add_argument("--threads", type=int, default=1, help="of --time (default: 1)")
+    out.add_argument(
+        "--draws", type=int, default=1000, help="of the intervals (default: 1000; 0: none)"
+    )
     args = parser.parse_args(words)
+    if args.draws < 0:
+        parser.error("--draws must be at least 0")
     if min(args.jobs, args.rounds, args.threads) < 1:
         parser.error("--jobs, --rounds and --threads must be at least 1")
     return args

@@ -23,8 +23,10 @@ from torch import Tensor
 from ltm_det.cpu import pieces, threads
 
 SIDE, INPUT = 4, 6  # of a tile, of what it reads
-# Fewer tiles than this are done before the kernel is transformed.
+# Fewer tiles than this, for each thread, are done before the kernel is transformed.
 FEW_TILES = 64
+# With fewer channels the transforms cost more than the products that are spared.
+FEW_CHANNELS = 192
 # Share of the tiles' area that has to lie on the map.
 FULL = 0.76
 # Of a matrix that is transformed, taken at a time.
@@ -76,8 +78,8 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     return (
         weight.shape[2:] == (3, 3)
         and weight.dtype == torch.float32
-        and min(weight.shape[:2]) >= 2 * INPUT  # else the transforms cost more than the products
-        and images * tiles >= FEW_TILES
+        and min(weight.shape[:2]) >= FEW_CHANNELS
+        and images * tiles >= FEW_TILES * threads.shared(1)
         and height * width >= FULL * tiles * SIDE**2
     )
 

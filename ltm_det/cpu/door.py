@@ -17,6 +17,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from ltm_det.cpu import pieces, threads
 from ltm_det.cpu.products import HAS_BFLOAT16, HAS_ONEDNN, ONEDNN, way
 
 # Modules that executors know, by the exact name of their class: what derives from one may do
@@ -32,6 +33,9 @@ KNOWN = {
 }
 OURS = "ltm_det."
 ROOMS = (OURS, *KNOWN)
+# Numbers in a part's input, for each thread, below which torch's own operators are faster where its
+# BLAS is as fast as oneDNN: what pieces cost, and weights that each of them reads, is not won back.
+LEAST = pieces.PIECE // 2
 DTYPES = {torch.float32: HAS_ONEDNN, torch.bfloat16: HAS_BFLOAT16}
 
 Call = Callable[..., Any]
@@ -66,13 +70,22 @@ def choose(executors: Mapping[type, Executor], x: Tensor) -> Call:
 
     def call(module: nn.Module, *args: Any) -> Any:
         own = executors.get(type(module))
+        if own is None or not large(args[0]):
+            return module(*args)
         # what wraps a part may lack what `serves` reads of it
-        if own is None or not untouched(module, x.dtype, own.called(module)):
+        if not untouched(module, x.dtype, own.called(module)):
             return module(*args)
         known = filled(module, own.slots) and own.serves(module)
         return own.run(module, *args) if known else module(*args)
 
     return call
+
+
+def large(x: Tensor) -> bool:
+    """Whether there is enough in ``x``, the input of a part, for the fast way to pay."""
+    if torch.compiler.is_compiling() or way(x.dtype) == ONEDNN:
+        return True
+    return x.numel() >= LEAST * threads.shared(1)
 
 
 def fast(x: Tensor) -> bool:

@@ -21,6 +21,7 @@ from ltm_det.basics.arguments import checked
 from ltm_det.basics.errors import InputError
 from ltm_det.detectors.convolutions import use_fast_convolutions
 from ltm_det.detectors.lean import Recipe
+from ltm_det.necks import SimpleFPN
 
 # Detectors of mmdet's, and what changes nothing in them but their speed.
 FAST = dict(MaskRCNN="FastMaskRCNN", FasterRCNN="FastFasterRCNN", CascadeRCNN="FastCascadeRCNN")
@@ -91,7 +92,8 @@ class FastTwoStage:
             return super().extract_feat(batch_inputs)
         last = torch.channels_last  # as convolutions leave them
         maps = [x.contiguous(memory_format=last) for x in self.backbone(batch_inputs)]
-        maps = self.neck(maps) if self.with_neck else maps
+        if self.with_neck:
+            maps = self.neck(maps, **dict(layout=last) if isinstance(self.neck, SimpleFPN) else {})
         return tuple(x.contiguous(memory_format=last) for x in maps)  # regions are read so as well
 
 

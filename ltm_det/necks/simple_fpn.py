@@ -6,6 +6,7 @@ Shapes: B images, C channels, H x W grid of the backbone's map.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmdet.registry import MODELS
@@ -80,17 +81,23 @@ class SimpleFPN(BaseModule):
             self.lateral_convs.append(ConvModule(channels, out_channels, 1, **conv))
             self.fpn_convs.append(ConvModule(out_channels, out_channels, 3, padding=1, **conv))
 
-    def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        inputs: Tensor | Sequence[Tensor],
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> tuple[Tensor, ...]:
         """The map (B, C, H, W), or maps of which the last counts, to ``num_outs`` maps.
 
         Level i has ceil(H * scale) x ceil(W * scale) cells; each further one half of that, rounded
-        up. All are contiguous: mmcv's RoIAlign reads any other layout wrongly, and says nothing.
+        up. All are contiguous, unless another ``layout`` is asked for: mmcv's RoIAlign reads any
+        other wrongly, and says nothing.
         """
         x = inputs if isinstance(inputs, Tensor) else inputs[-1]
         outs = []
         for i in range(self.num_scales):
             level = getattr(self, f"fpn{i + 1}")(x)
-            outs.append(self.fpn_convs[i](self.lateral_convs[i](level)).contiguous())
+            out = self.fpn_convs[i](self.lateral_convs[i](level))
+            outs.append(out.contiguous(memory_format=layout))
         for _ in range(self.num_outs - self.num_scales):
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))
         return tuple(outs)

@@ -9,10 +9,14 @@ from typing import Any
 from mmengine.config import Config
 
 from ltm_det.conversion.convert import merged_config
+from ltm_det.engine.config_check import kind_of
+from ltm_det.engine.config_values import evaluators_of
 from ltm_det.engine.preflight import load_config
 from ltm_det.measure.flops import build_backbone, count_backbone, without_pretraining
 from ltm_det.studies.comparison import Backbone, Cell, SpecError
 from ltm_det.studies.runs import ROOT
+
+FOUND = "found"  # in a cell's folder: found.bbox.json and found.segm.json
 
 
 @cache
@@ -35,8 +39,12 @@ def model_config(backbone: Backbone, merger: Mapping[str, Any] | None) -> Config
     return merged
 
 
-def training_config(backbone: Backbone, cell: Cell, start: str | None = None) -> Config:
+def training_config(
+    backbone: Backbone, cell: Cell, start: str | None = None, folder: Path | None = None
+) -> Config:
     """The config with which a cell is trained, from the checkpoint ``start`` if it is given.
+
+    What it finds at its last evaluation is written into ``folder``, as COCO's lists, `FOUND`.
 
     With ``iterations`` there is one evaluation and one checkpoint, at the end, and schedules that
     ended with the training still do.
@@ -58,6 +66,10 @@ def training_config(backbone: Backbone, cell: Cell, start: str | None = None) ->
                 if schedule.get(key) == old:
                     schedule[key] = iterations
     cfg.merge_from_dict({**cell.options.get("cfg_options", {}), "randomness.seed": cell.seed})
+    if folder is not None:
+        for metric in evaluators_of(cfg, "val"):
+            if kind_of(metric) == "CocoMetric":
+                metric.outfile_prefix = str(folder / FOUND)
     if start is not None:
         cfg.load_from = start
         cfg.model = without_pretraining(cfg.model)

@@ -64,6 +64,18 @@ def test_in_training_only_where_it_pays(way, monkeypatch):
         assert fast(x)
 
 
+@pytest.mark.parametrize("way", products.WAYS)
+@torch.no_grad()
+def test_small_parts_go_fast_only_where_torchs_products_are_slow(way, monkeypatch, two_threads):
+    monkeypatch.setenv(products.VARIABLE, way)
+    monkeypatch.setattr(door, "LEAST", 100)
+    layer = nn.Linear(4, 4)
+    executors = {nn.Linear: Executor(run=lambda module, x: "fast")}
+    for tokens, goes in ((49, way == products.ONEDNN), (50, True)):  # 100 numbers a thread
+        x = torch.randn(tokens, 4)
+        assert isinstance(choose(executors, x)(layer, x), str) == goes
+
+
 @pytest.mark.parametrize("observer", OBSERVED.values(), ids=OBSERVED)
 def test_shut_where_something_sees_all_operators(observer):
     x = torch.randn(2, 3)

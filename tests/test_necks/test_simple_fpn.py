@@ -112,6 +112,14 @@ def test_levels_have_the_sizes_of_their_strides_rounded_up(size: tuple) -> None:
         assert out.is_contiguous()  # mmcv's RoIAlign reads the memory as if it were
 
 
+def test_maps_in_another_layout_are_the_same() -> None:
+    neck, x = SimpleFPN(8, 6).eval(), torch.randn(2, 8, 5, 7)
+    last = torch.channels_last
+    for found, expected in zip(neck(x, layout=last), neck(x), strict=True):
+        assert found.is_contiguous(memory_format=last) and not found.is_contiguous()
+        torch.testing.assert_close(found, expected)
+
+
 def test_it_takes_the_last_of_several_maps() -> None:
     neck = SimpleFPN(8, 4)
     first, last = torch.randn(1, 8, 5, 5), torch.randn(1, 8, 3, 4)

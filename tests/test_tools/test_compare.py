@@ -254,14 +254,15 @@ def test_times_are_measured_at_the_end_and_again(
 def test_a_comparison_with_the_real_tools(compare: Callable, tmp_path: Path) -> None:
     spec = [
         dict(TRAIN, seeds=[0], iterations=3),
-        dict(FINETUNE, mergers=["LTM"], seeds=[0]),
+        dict(FINETUNE, seeds=[0]),
         CONVERT,
         dict(CONVERT, mode="calibrate", mergers=["LTM"], images=4),
     ]
-    assert compare(*spec, options=["--jobs", 2]) == 0
+    assert compare(*spec, options=["--jobs", 2, "--draws", 5]) == 0
     rows = table(tmp_path)
     assert names(rows) == [
         "train-dense-1-0",
+        "finetune-dense-1-0",
         "finetune-LTM-half-0",
         "convert-Pool-half-0",
         "calibrate-LTM-half-0",
@@ -269,11 +270,19 @@ def test_a_comparison_with_the_real_tools(compare: Callable, tmp_path: Path) -> 
     assert all(-1 <= float(row["segm_mAP"]) <= 1 for row in rows)
     for ending in (".md", ".png", "_convert.png"):
         assert (tmp_path / "out" / f"table{ending}").stat().st_size > 100
+    with open(tmp_path / "out" / "table_intervals.csv", newline="") as file:
+        apart = list(csv.DictReader(file))
+    ap = {name: [float(row[name]) for row in rows[1:3]] for name in ("bbox_mAP", "segm_mAP")}
+    assert [row["metric"] for row in apart] == list(ap)
+    for row in apart:
+        assert (row["first"], row["second"], row["seeds"]) == ("LTM", "dense", "1")
+        dense, merged = ap[row["metric"]]
+        assert abs(float(row["difference"]) - 100 * (merged - dense)) < 0.11  # AP has 3 digits
     text = (tmp_path / "out" / "table.csv").read_text()
     assert compare(*spec) == 0 and (tmp_path / "out" / "table.csv").read_text() == text
     # The same matrix, from what is left in the folders:
     (tmp_path / "out" / "table.csv").unlink()
     assert compare(*spec[:2]) == 0
-    assert [row["minutes"] for row in table(tmp_path)] == ["not measured"] * 2
+    assert [row["minutes"] for row in table(tmp_path)] == ["not measured"] * 3
     metrics = [[row[name] for name in runs.METRICS] for row in table(tmp_path)]
-    assert metrics == [[row[name] for name in runs.METRICS] for row in rows[:2]]
+    assert metrics == [[row[name] for name in runs.METRICS] for row in rows[:3]]
