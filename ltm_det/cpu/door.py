@@ -33,9 +33,10 @@ KNOWN = {
 }
 OURS = "ltm_det."
 ROOMS = (OURS, *KNOWN)
-# Numbers in a part's input, for each thread, below which torch's own operators are faster where its
-# BLAS is as fast as oneDNN: what pieces cost, and weights that each of them reads, is not won back.
-LEAST = pieces.PIECE // 2
+# Numbers in a part's input, for each of at most two threads, below which torch's own operators are
+# faster where its BLAS is as fast as oneDNN: what pieces cost, and the weights that each of them
+# reads, is not won back.
+LEAST = 2 * pieces.PIECE
 DTYPES = {torch.float32: HAS_ONEDNN, torch.bfloat16: HAS_BFLOAT16}
 
 Call = Callable[..., Any]
@@ -50,12 +51,14 @@ class Executor(NamedTuple):
         called: The modules inside that ``run`` calls, as the module itself would.
         slots: Modules inside that ``run`` reads or passes over, by their paths: the names of the
             classes that each may be of.
+        least: Share of `LEAST` from which on it pays.
     """
 
     run: Callable[..., Any]
     serves: Callable[[Any], bool] = lambda module: True
     called: Callable[[Any], Sequence[nn.Module]] = lambda module: ()
     slots: Mapping[str, str] = {}
+    least: float = 1.0
 
 
 def plain(module: nn.Module, *args: Any) -> Any:
@@ -70,7 +73,7 @@ def choose(executors: Mapping[type, Executor], x: Tensor) -> Call:
 
     def call(module: nn.Module, *args: Any) -> Any:
         own = executors.get(type(module))
-        if own is None or not large(args[0]):
+        if own is None or not large(args[0], own.least):
             return module(*args)
         # what wraps a part may lack what `serves` reads of it
         if not untouched(module, x.dtype, own.called(module)):
@@ -81,11 +84,12 @@ def choose(executors: Mapping[type, Executor], x: Tensor) -> Call:
     return call
 
 
-def large(x: Tensor) -> bool:
-    """Whether there is enough in ``x``, the input of a part, for the fast way to pay."""
+def large(x: Tensor, share: float = 1.0) -> bool:
+    """Whether there is enough in ``x``, the input of a part, for the fast way to pay: this share of
+    `LEAST`."""
     if torch.compiler.is_compiling() or way(x.dtype) == ONEDNN:
         return True
-    return x.numel() >= LEAST * threads.shared(1)
+    return x.numel() >= share * LEAST * min(threads.shared(1), 2)
 
 
 def fast(x: Tensor) -> bool:

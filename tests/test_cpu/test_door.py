@@ -74,6 +74,8 @@ def test_small_parts_go_fast_only_where_torchs_products_are_slow(way, monkeypatc
     for tokens, goes in ((49, way == products.ONEDNN), (50, True)):  # 100 numbers a thread
         x = torch.randn(tokens, 4)
         assert isinstance(choose(executors, x)(layer, x), str) == goes
+    half = {nn.Linear: executors[nn.Linear]._replace(least=0.5)}
+    assert choose(half, x)(layer, torch.randn(25, 4)) == "fast"
 
 
 @pytest.mark.parametrize("observer", OBSERVED.values(), ids=OBSERVED)
