@@ -206,6 +206,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "picture-memory": picture_memory,
     "vit-memory": vit_memory,
     "lean-prices": lambda: (RESULTS / "lean/demo_ltm_swin.md").read_text().strip(),
+    "lean-strided": lambda: (RESULTS / "lean/demo_strided.md").read_text().strip(),
     "exported-ap": exported_ap,
     "compare-swin-0.7": lambda: compared("swin", "0.7"),
     "compare-swin-0.7s": lambda: compared("swin", "0.7s"),
@@ -227,5 +228,6 @@ VALUES: dict[str, Callable[[], str]] = {
     "compare-timings": lambda: timings("compare.csv"),
     "study-commits": lambda: commits("demo_study.csv"),
     "lean-commits": lambda: commits("lean/demo_ltm_swin.csv"),
+    "strided-commits": lambda: commits("lean/demo_strided.csv"),
     "backbone-gmacs": lambda: f"{gmacs('swin_s_maskrcnn')[1] / gmacs('swin_s_maskrcnn')[0]:.2f}",
 }
