@@ -258,7 +258,8 @@ def compare(args: argparse.Namespace) -> int:
             print(f"drawn: {path}")
     if args.draws:
         table = args.out.with_name(f"{args.out.stem}_intervals.csv")
-        write_intervals(table, cells, backbones, args.work_dir, args.draws)
+        done = [cell for cell in cells if cell.key in rows]
+        write_intervals(table, done, backbones, args.work_dir, args.draws)
     print(f"{len(rows)} rows in {args.out}" + f"; {failed} runs FAILED" * bool(failed))
     return int(failed > 0)
 

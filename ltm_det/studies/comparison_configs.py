@@ -67,13 +67,17 @@ def training_config(
                     schedule[key] = iterations
     cfg.merge_from_dict({**cell.options.get("cfg_options", {}), "randomness.seed": cell.seed})
     if folder is not None:
-        for metric in evaluators_of(cfg, "val"):
-            if kind_of(metric) == "CocoMetric":
-                metric.outfile_prefix = str(folder / FOUND)
+        for metric in coco_metrics(cfg):
+            metric.outfile_prefix = str(folder / FOUND)
     if start is not None:
         cfg.load_from = start
         cfg.model = without_pretraining(cfg.model)
     return cfg
+
+
+def coco_metrics(cfg: Config) -> list[Any]:
+    """Those by which a training is evaluated."""
+    return [metric for metric in evaluators_of(cfg, "val") if kind_of(metric) == "CocoMetric"]
 
 
 def backbone_gmacs(backbone: Backbone, merger: Mapping[str, Any] | None) -> float:

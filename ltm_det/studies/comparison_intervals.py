@@ -10,10 +10,8 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
-from ltm_det.engine.config_check import kind_of
-from ltm_det.engine.config_values import evaluators_of
 from ltm_det.studies.comparison import DENSE, TRAININGS, Backbone, Cell, folder_of
-from ltm_det.studies.comparison_configs import FOUND, model_config
+from ltm_det.studies.comparison_configs import FOUND, coco_metrics, model_config
 from ltm_det.studies.runs import ROOT, commit, write_rows
 from ltm_det.studies.significance import KINDS, difference, matches
 
@@ -50,15 +48,15 @@ def intervals(
     """A row for each of `pairs` whose detectors' objects are all in their folders."""
 
     @lru_cache(maxsize=16)
-    def read(cell: Cell, kind: str) -> Any:
+    def read(key: tuple[str, ...], kind: str) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
-            return matches(truth(backbones[cell.backbone]), file_of(cell, work_dir, kind), kind)
+            return matches(truth(backbones[key[0]]), file_of(key, work_dir, kind), kind)
 
     for first, second in pairs(cells):
         for kind in KINDS:
-            if not all(file_of(cell, work_dir, kind).exists() for cell in (*first, *second)):
+            if not all(file_of(cell.key, work_dir, kind).exists() for cell in (*first, *second)):
                 continue
-            of = ([read(cell, kind) for cell in own] for own in (first, second))
+            of = ([read(cell.key, kind) for cell in own] for own in (first, second))
             found, own, other = difference(*of, draws=draws), first[0], second[0]
             row = dict(backbone=own.backbone, mode=own.mode, setting=own.setting)
             row |= dict(first=own.merger, second=other.merger, metric=f"{kind}_mAP")
@@ -86,14 +84,13 @@ def write_intervals(
         write_rows(table, COLUMNS, found)
 
 
-def file_of(cell: Cell, work_dir: Path, kind: str) -> Path:
-    """Of what a detector found at its last evaluation."""
-    return folder_of(cell.key, work_dir) / f"{FOUND}.{kind}.json"
+def file_of(key: tuple[str, ...], work_dir: Path, kind: str) -> Path:
+    """Of what a cell's detector found at its last evaluation."""
+    return folder_of(key, work_dir) / f"{FOUND}.{kind}.json"
 
 
 @lru_cache(maxsize=4)
 def truth(backbone: Backbone) -> COCO:
     """The annotations that a detector is evaluated on."""
-    metrics = evaluators_of(model_config(backbone, None), "val")
-    (file,) = {metric.ann_file for metric in metrics if kind_of(metric) == "CocoMetric"}
+    (file,) = {metric.ann_file for metric in coco_metrics(model_config(backbone, None))}
     return COCO(str(ROOT / file))
